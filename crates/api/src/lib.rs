@@ -1,0 +1,3 @@
+//! The Kubernetes types of Stillpoint, their validation and their defaults. No IO and no client.
+
+pub mod clock;
