@@ -1,3 +1,15 @@
 //! The Kubernetes types of Stillpoint, their validation and their defaults. No IO and no client.
 
+pub mod backup;
 pub mod clock;
+pub mod duration;
+pub mod evidence;
+pub mod policy;
+pub mod restore;
+pub mod snapshot;
+pub mod template;
+
+pub use backup::Backup;
+pub use policy::BackupPolicy;
+pub use restore::Restore;
+pub use template::{ClusterHookTemplate, HookTemplate};

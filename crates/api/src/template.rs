@@ -1,0 +1,549 @@
+//! `HookTemplate` and `ClusterHookTemplate`: the reusable recipe for one kind of application.
+//!
+//! A template says how to prepare, hold, release and check an application, and what it claims about it. A claim
+//! carries its source. No secret passes through here: credentials stay in the container (docs/authority.md).
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::duration::ShortDuration;
+use crate::policy::PodChoice;
+
+/// A hook template of one namespace.
+#[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "stillpoint.dev",
+    version = "v1alpha1",
+    kind = "HookTemplate",
+    plural = "hooktemplates",
+    namespaced,
+    shortname = "spt",
+    category = "stillpoint",
+    printcolumn(name = "Description", type_ = "string", json_path = ".spec.description"),
+    printcolumn(name = "Proof", type_ = "string", json_path = ".spec.proof")
+)]
+#[serde(transparent)]
+pub struct HookTemplateSpec(pub Recipe);
+
+/// A hook template for all namespaces.
+#[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "stillpoint.dev",
+    version = "v1alpha1",
+    kind = "ClusterHookTemplate",
+    plural = "clusterhooktemplates",
+    shortname = "spct",
+    category = "stillpoint",
+    printcolumn(name = "Description", type_ = "string", json_path = ".spec.description"),
+    printcolumn(name = "Proof", type_ = "string", json_path = ".spec.proof")
+)]
+#[serde(transparent)]
+pub struct ClusterHookTemplateSpec(pub Recipe);
+
+/// How one kind of application is prepared, held, released and checked.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("has(self.freeze) ? !has(self.preHook) && !has(self.postHook) : has(self.preHook) && has(self.postHook)").message("either freeze, or both preHook and postHook"))]
+pub struct Recipe {
+    /// What it is for, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub description: Option<String>,
+    /// How it was proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+    /// Server versions it was proven with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 64)))]
+    pub versions: Vec<String>,
+    /// Which containers it fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detect: Option<Detect>,
+    /// What a policy may set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub parameters: Vec<Parameter>,
+    /// Where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// Heavy work before the freeze; a failure ends the attempt with nothing frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepare: Option<Prepare>,
+    /// How it is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
+    /// Short form of `freeze.commands`: the command that freezes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_hook: Option<Hook>,
+    /// Short form of `freeze.commands`: the command that thaws.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_hook: Option<Hook>,
+    /// That the engine recovers from an atomic cut, and what voids it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash_safe: Option<CrashSafe>,
+    /// That a file copy under the hold is usable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_safe: Option<CopySafe>,
+    /// For which instant the point stands.
+    #[serde(default)]
+    #[schemars(default)]
+    pub data_time: DataTime,
+    /// On how many volumes it is proven.
+    #[serde(default)]
+    #[schemars(default)]
+    pub layout: Layout,
+    /// Which claim holds what. Not supported yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 8))]
+    pub volume_roles: BTreeMap<String, CommandOnly>,
+    /// Names of the EVIDENCE lines the hold prints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 64)))]
+    pub evidence: Vec<String>,
+    /// Names of EVIDENCE lines whose values are paths that the server writes; each must lie on a member.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 64)))]
+    pub data_paths: Vec<String>,
+    /// Whether somebody is still stuck behind a failed lock. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall_probe: Option<CommandOnly>,
+    /// Makes sure that it is thawed after an unknown outcome. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recover: Option<Recover>,
+    /// Whether a restored copy may be started beside the original. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill_safe: Option<DrillSafe>,
+    /// Steps in a restored copy, before checks. Not supported yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub after_restore: Vec<NamedCommand>,
+    /// Checks of a restored copy. Not supported yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub checks: Vec<Check>,
+}
+
+/// How a template was proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Proof {
+    /// Against the real server.
+    Real,
+    /// Against the real storage engine.
+    Engine,
+    /// Against a program that behaves as documented.
+    Emulated,
+    /// Not at all.
+    #[default]
+    None,
+}
+
+/// Which containers a template fits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Detect {
+    /// Image names, `*` stands for anything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 253)))]
+    pub images: Vec<String>,
+}
+
+/// A parameter that a policy may set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Parameter {
+    /// Name; `{{name}}` in texts and arguments.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z][a-zA-Z0-9]*$"))]
+    pub name: String,
+    /// Type of its values.
+    #[serde(default, rename = "type")]
+    #[schemars(default)]
+    pub type_: ParameterType,
+    /// Value when the policy sets none; without a default the policy must set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub default: Option<String>,
+    /// Environment variable of the container that holds the value. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub from_env: Option<String>,
+    /// File in the container that holds the value. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub from_file: Option<String>,
+    /// Allowed values of an enum.
+    #[serde(default, rename = "enum", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 253)))]
+    pub enum_: Vec<String>,
+    /// What it is, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub description: Option<String>,
+}
+
+/// Type of a parameter's values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ParameterType {
+    /// Any text without control characters.
+    #[default]
+    String,
+    /// A whole number.
+    Integer,
+    /// `true` or `false`.
+    Boolean,
+    /// One of `enum`.
+    Enum,
+}
+
+/// Where a template runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Target {
+    /// Name of the container, when the policy names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub container: Option<String>,
+    /// Which pods are held, when the policy says Auto.
+    #[serde(default)]
+    #[schemars(default)]
+    pub pods: PodChoice,
+    /// How the role of a pod is found. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<RoleRule>,
+}
+
+/// How the role of a pod is found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RoleRule {
+    /// Prints the role.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// Roles that may be held, in order of preference.
+    #[schemars(length(min = 1, max = 8), inner(length(max = 63)))]
+    pub accept: Vec<String>,
+}
+
+/// Heavy work before the freeze.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Prepare {
+    /// Argv, no shell.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// Longest time it may take. Default 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<ShortDuration>,
+}
+
+/// How an application is held: exactly one of these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Freeze {
+    /// The client itself, reading statements from stdin; the lock dies with the session.
+    Session(Box<Session>),
+    /// Two commands, wrapped into one held process. Not supported yet.
+    Commands(Commands),
+    /// Nothing is held.
+    None {},
+}
+
+/// A held session (docs/design/freeze.md §2.2). Texts know `{{n}}` (nonce), `{{i}}` (beat), `{{lease}}` and
+/// `{{acquireSeconds}}`, and the template's parameters as quoted literals.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Session {
+    /// Argv of the client, no shell; parameters are substituted as whole arguments or parts of one.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// Sets the lease, prints READY.
+    #[schemars(length(min = 1, max = 16384))]
+    pub open: String,
+    /// Locks, prints EVIDENCE and FROZEN.
+    #[schemars(length(min = 1, max = 16384))]
+    pub freeze: String,
+    /// Renews the lease, prints HELD.
+    #[schemars(length(min = 1, max = 16384))]
+    pub beat: String,
+    /// Unlocks, prints THAWED.
+    #[schemars(length(min = 1, max = 16384))]
+    pub thaw: String,
+    /// A failing statement, then one that prints CANARY; a client that prints it does not stop at its first error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16384))]
+    pub canary: Option<String>,
+    /// Whether it stops commits; false: an observer.
+    #[serde(default = "yes")]
+    #[schemars(default = "yes")]
+    pub locks: bool,
+    /// The server's own timeout that frees the application when we fall silent.
+    pub lease: Lease,
+    /// Key of READY, FROZEN and HELD whose equality proves that nothing was committed (grade Position).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub position: Option<String>,
+    /// Source of the claim that the thaw text fails unless this session owns the lock (grade Lock).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub thaw_proves_lock: Option<String>,
+    /// How the server says that it is this container's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalRule>,
+    /// Volumes cut in ordered groups. Not supported yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub stages: Vec<Stage>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The server's own timeout of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Lease {
+    /// Name of the server's variable.
+    #[schemars(length(min = 1, max = 128))]
+    pub variable: String,
+    /// Unit of the variable.
+    pub unit: LeaseUnit,
+    /// Lease that each beat asks for; at most 10s. Default 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<ShortDuration>,
+}
+
+/// Unit of a lease variable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LeaseUnit {
+    /// Milliseconds.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Seconds, rounded down, at least 1.
+    #[default]
+    #[serde(rename = "s")]
+    Seconds,
+}
+
+/// How the server says that it is this container's (docs/design/freeze.md §2.7).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalRule {
+    /// Key of READY, FROZEN and HELD.
+    #[schemars(length(min = 1, max = 64))]
+    pub key: String,
+    /// What its value must be.
+    pub equals: LocalValue,
+}
+
+/// What a local key must say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LocalValue {
+    /// `true` (or `t`, `1`): the server sees the session as local.
+    #[default]
+    True,
+    /// The pod's host name.
+    PodHostname,
+}
+
+/// One stage of an ordered cut. Not supported yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stage {
+    /// The volumes of this stage.
+    pub volumes: StageVolumes,
+    /// Text between this stage and the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16384))]
+    pub then: Option<String>,
+}
+
+/// The volumes of a stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StageVolumes {
+    /// Their roles.
+    #[schemars(length(min = 1, max = 8), inner(length(max = 63)))]
+    pub roles: Vec<String>,
+}
+
+/// Two commands wrapped into one held process. Not supported yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Commands {
+    /// Freezes.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub freeze: Vec<String>,
+    /// Thaws.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub thaw: Vec<String>,
+    /// Succeeds while frozen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 32768)))]
+    pub probe: Vec<String>,
+    /// Two separate execs without a process that holds. At most `Crash` unless a probe shows the state.
+    #[serde(default)]
+    #[schemars(default)]
+    pub allow_without_deadline: bool,
+}
+
+/// A hook of the short form.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hook {
+    /// Argv, no shell.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+}
+
+/// That the engine recovers from an atomic cut, and what voids it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CrashSafe {
+    /// Where this is documented or measured.
+    #[schemars(length(min = 1, max = 1024))]
+    pub source: String,
+    /// Settings that must have been read in the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub settings: Vec<Setting>,
+}
+
+/// A setting of the server that must have been read in the run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Setting {
+    /// Name of the EVIDENCE line.
+    #[schemars(length(min = 1, max = 64))]
+    pub name: String,
+    /// Values that are durable, compared without case.
+    #[schemars(length(min = 1, max = 16), inner(length(max = 253)))]
+    pub allowed: Vec<String>,
+    /// Asked only while another setting has a value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<SettingCondition>,
+}
+
+/// Another setting that has a value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SettingCondition {
+    /// Name of the EVIDENCE line.
+    #[schemars(length(min = 1, max = 64))]
+    pub name: String,
+    /// Any of these values, compared without case.
+    #[schemars(length(min = 1, max = 16), inner(length(max = 253)))]
+    pub values: Vec<String>,
+}
+
+/// That a file copy under the hold is usable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CopySafe {
+    /// The proof.
+    #[schemars(length(min = 1, max = 1024))]
+    pub proof: String,
+}
+
+/// For which instant a point stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DataTime {
+    /// The cut.
+    #[default]
+    Cut,
+    /// The end of prepare: the server acknowledges before it is durable.
+    Prepare,
+}
+
+/// On how many volumes a template is proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Layout {
+    /// One volume, or one write-ordered group.
+    #[default]
+    OneVolume,
+    /// Any number of volumes under one lock.
+    AnyUnderLock,
+}
+
+/// A command alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CommandOnly {
+    /// Argv, no shell.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+}
+
+/// Makes sure that an application is thawed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Recover {
+    /// Undoes what the run did; idempotent.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// Succeeds while it is still frozen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 32768)))]
+    pub probe: Vec<String>,
+}
+
+/// Whether a restored copy may be started beside the original.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DrillSafe {
+    /// It may, alone and without its peers.
+    Standalone,
+    /// It may not.
+    #[default]
+    Never,
+}
+
+/// A named command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NamedCommand {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Argv, no shell.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// Longest time it may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<ShortDuration>,
+}
+
+/// A check of a restored copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Check {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Argv, no shell.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// Longest time it may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<ShortDuration>,
+    /// What its output must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<Expect>,
+}
+
+/// What the output of a check must be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Expect {
+    /// Exactly this text, without surrounding white space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub equals: Option<String>,
+    /// A number at least this large.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<i64>,
+}
