@@ -1,0 +1,18 @@
+//! When a policy is due: the cron dialect, its calendar, and its mapping to instants in a time zone.
+//!
+//! Guarantees: [`Schedule::next`] is strictly after its argument in every zone, also inside a repeated hour; no
+//! civil slot is lost in a skipped hour; what can never fire is refused when it is parsed
+//! (docs/design/schedule.md §1).
+
+mod calendar;
+mod dialect;
+mod explain;
+mod schedule;
+mod zone;
+
+#[cfg(test)]
+mod vectors;
+
+pub use self::dialect::Field;
+pub use self::explain::{Explanation, explain};
+pub use self::schedule::{Analysis, Schedule, ScheduleError};
