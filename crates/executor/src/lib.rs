@@ -1,1 +1,4 @@
 //! executor
+
+pub mod exec;
+pub mod hold;
