@@ -1,1 +1,15 @@
-//! metrics
+//! What Prometheus sees: true events as histograms and counters, facts about objects as they are at the scrape.
+//!
+//! Two sources and no third (docs/metrics.md): [`Metrics`] counts what happened and is the only thing that has a
+//! memory; [`collector`] computes everything else from a [`facts::Facts`] at each scrape, so that nothing is stale
+//! after a delete and everything is right after a restart. [`server`] answers over HTTP.
+
+pub mod collector;
+pub mod facts;
+pub mod registry;
+pub mod server;
+pub mod watch;
+
+pub use facts::{Facts, FactsStore, PolicyFacts};
+pub use registry::{BuildInfo, HookPhase, Metrics, RunResult};
+pub use server::{Endpoints, Part, Readiness, bind, serve};

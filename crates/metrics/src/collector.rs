@@ -1,0 +1,264 @@
+//! Renders the facts about policies in the Prometheus text format, one family at a time.
+//!
+//! Guarantees: computed at the scrape, so nothing is stale; one family is in memory at a time, so a scrape of many
+//! policies is a stream and not one string (docs/design/metrics.md §5). The prometheus crate's `Collector` would
+//! build every sample of every family as an object first; the format is simple enough to write.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use crate::facts::{Facts, PointState, PolicyFacts};
+
+/// Reasons for which a slot does not run; each is there with 0. Others appear when they happen.
+const MISSED_REASONS: [&str; 3] = ["concurrency", "controller_down", "deadline"];
+
+/// Types of conditions a policy has, absent ones are Unknown.
+const CONDITIONS: [&str; 2] = ["Accepted", "Ready"];
+
+/// Type of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Gauge,
+    Counter,
+}
+
+/// One metric family about policies.
+#[derive(Clone, Copy)]
+pub struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    samples: fn(&PolicyFacts<'_>, &mut Samples<'_>),
+}
+
+/// Where the samples of one policy go.
+struct Samples<'a> {
+    out: &'a mut String,
+    name: &'static str,
+    namespace: &'a str,
+    policy: &'a str,
+}
+
+impl std::fmt::Debug for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Family {
+    /// All families, sorted by name.
+    pub const ALL: &'static [Self] = FAMILIES;
+
+    /// The family as text: nothing when no policy has a sample.
+    pub fn render(&self, facts: &dyn Facts) -> String {
+        let mut body = String::new();
+        facts.policies(&mut |policy| {
+            let mut samples = Samples {
+                out: &mut body,
+                name: self.name,
+                namespace: policy.namespace,
+                policy: policy.policy,
+            };
+            (self.samples)(policy, &mut samples);
+        });
+        if body.is_empty() {
+            return body;
+        }
+        let kind = match self.kind {
+            Kind::Gauge => "gauge",
+            Kind::Counter => "counter",
+        };
+        format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{body}", name = self.name, help = self.help)
+    }
+}
+
+impl Samples<'_> {
+    fn put(&mut self, value: f64) {
+        self.labelled(&[], value);
+    }
+
+    fn maybe(&mut self, value: Option<f64>) {
+        if let Some(value) = value {
+            self.put(value);
+        }
+    }
+
+    fn labelled(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.out.push_str(self.name);
+        self.out.push_str("{namespace=\"");
+        escape(self.namespace, self.out);
+        self.out.push_str("\",policy=\"");
+        escape(self.policy, self.out);
+        for (name, text) in labels {
+            self.out.push_str("\",");
+            self.out.push_str(name);
+            self.out.push_str("=\"");
+            escape(text, self.out);
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.out, "\"}} {value}");
+    }
+}
+
+fn escape(text: &str, out: &mut String) {
+    for letter in text.chars() {
+        match letter {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            other => out.push(other),
+        }
+    }
+}
+
+fn seconds(at: Timestamp) -> f64 {
+    // Microseconds fit a double exactly until the year 2255.
+    at.as_microsecond() as f64 / 1e6
+}
+
+const fn gauge(
+    name: &'static str,
+    help: &'static str,
+    samples: fn(&PolicyFacts<'_>, &mut Samples<'_>),
+) -> Family {
+    Family { name, help, kind: Kind::Gauge, samples }
+}
+
+const FAMILIES: &[Family] = &[
+    gauge(
+        "stillpoint_active_run_start_timestamp_seconds",
+        "Start of the run that is not finished; 0 when there is none.",
+        |policy, out| out.put(policy.points.active_since.map_or(0.0, seconds)),
+    ),
+    gauge(
+        "stillpoint_consecutive_failures",
+        "Finished runs since the last success that were none.",
+        |policy, out| out.put(f64::from(policy.spec.consecutive_failures)),
+    ),
+    gauge(
+        "stillpoint_frozen_since_timestamp_seconds",
+        "Since when an application is, or must be taken to be, frozen; 0 when it is not.",
+        |policy, out| out.put(policy.points.frozen_since.map_or(0.0, seconds)),
+    ),
+    gauge(
+        "stillpoint_last_freeze_duration_seconds",
+        "Length of the newest freeze window; absent before the first.",
+        |policy, out| out.maybe(policy.points.last_freeze_seconds),
+    ),
+    Family {
+        name: "stillpoint_missed_runs_total",
+        help: "Slots that did not run, by reason, since the policy exists.",
+        kind: Kind::Counter,
+        samples: |policy, out| {
+            let missed = &policy.spec.missed;
+            let more = missed.keys().map(String::as_str).filter(|reason| !MISSED_REASONS.contains(reason));
+            for reason in MISSED_REASONS.into_iter().chain(more) {
+                let count = missed.get(reason).copied().unwrap_or(0);
+                out.labelled(&[("reason", reason)], count as f64);
+            }
+        },
+    },
+    gauge(
+        "stillpoint_policy_condition",
+        "Conditions of the policy: 1 for the status that holds.",
+        |policy, out| {
+            let found = &policy.spec.conditions;
+            let more = found.iter().map(|(kind, _)| kind.as_str()).filter(|kind| !CONDITIONS.contains(kind));
+            for kind in CONDITIONS.into_iter().chain(more) {
+                let holds = found.iter().find(|(name, _)| name == kind);
+                let holds = holds.map_or("Unknown", |(_, status)| status.as_str());
+                for status in ["True", "False", "Unknown"] {
+                    let value = if status == holds { 1.0 } else { 0.0 };
+                    out.labelled(&[("type", kind), ("status", status)], value);
+                }
+            }
+        },
+    ),
+    gauge(
+        "stillpoint_policy_created_timestamp_seconds",
+        "When the policy was created: the start of protection.",
+        |policy, out| out.put(seconds(policy.spec.created)),
+    ),
+    gauge("stillpoint_policy_info", "How the policy is scheduled; always 1.", |policy, out| {
+        out.labelled(
+            &[
+                ("schedule", &policy.spec.schedule),
+                ("timezone", &policy.spec.time_zone),
+                ("concurrency", policy.spec.concurrency),
+                ("catch_up", policy.spec.catch_up),
+            ],
+            1.0,
+        );
+    }),
+    gauge(
+        "stillpoint_policy_rpo_reference_timestamp_seconds",
+        "Cut of the newest proven recovery point, else the start of protection.",
+        |policy, out| out.put(seconds(policy.points.newest.unwrap_or(policy.spec.created))),
+    ),
+    gauge(
+        "stillpoint_policy_rpo_target_seconds",
+        "How old the newest proven recovery point may become; absent without an objective.",
+        |policy, out| out.maybe(policy.spec.rpo_seconds),
+    ),
+    gauge("stillpoint_policy_suspended", "1 while the policy starts nothing.", |policy, out| {
+        out.put(if policy.spec.suspended { 1.0 } else { 0.0 });
+    }),
+    gauge(
+        "stillpoint_recovery_point_oldest_timestamp_seconds",
+        "Cut of the oldest proven recovery point; absent without one.",
+        |policy, out| out.maybe(policy.points.oldest.map(seconds)),
+    ),
+    gauge(
+        "stillpoint_recovery_point_timestamp_seconds",
+        "Cut of the newest proven recovery point; absent without one.",
+        |policy, out| out.maybe(policy.points.newest.map(seconds)),
+    ),
+    gauge("stillpoint_recovery_points", "Backups of the policy by state.", |policy, out| {
+        for (state, count) in PointState::ALL.into_iter().zip(policy.points.counts) {
+            out.labelled(&[("state", state.label())], f64::from(count));
+        }
+    }),
+    gauge(
+        "stillpoint_schedule_last_slot_timestamp_seconds",
+        "Newest slot that was decided upon; absent before the first.",
+        |policy, out| out.maybe(policy.spec.last_slot.map(seconds)),
+    ),
+    gauge(
+        "stillpoint_schedule_max_interval_seconds",
+        "Longest interval between two slots.",
+        |policy, out| out.maybe(policy.spec.max_interval_seconds.map(|interval| interval as f64)),
+    ),
+    gauge(
+        "stillpoint_schedule_min_interval_seconds",
+        "Shortest interval between two slots.",
+        |policy, out| out.maybe(policy.spec.min_interval_seconds.map(|interval| interval as f64)),
+    ),
+    gauge(
+        "stillpoint_schedule_next_timestamp_seconds",
+        "Next slot; absent while there is none.",
+        |policy, out| out.maybe(policy.spec.next_slot.map(seconds)),
+    ),
+];
+
+/// Memory of this process that is in RAM, as the standard series every Prometheus client has. Empty where the
+/// kernel does not tell.
+pub fn render_process() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match resident_bytes(&status) {
+        Some(bytes) => format!(
+            "# HELP process_resident_memory_bytes Resident memory size in bytes.\n\
+             # TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {bytes}\n"
+        ),
+        None => String::new(),
+    }
+}
+
+fn resident_bytes(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+#[path = "collector_tests.rs"]
+mod tests;

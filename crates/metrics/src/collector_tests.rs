@@ -1,0 +1,298 @@
+//! A scrape as Prometheus gets it, from objects as the API server gives them.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::facts::FactsStore;
+use crate::registry::{BuildInfo, Metrics};
+
+fn store() -> (Arc<Metrics>, FactsStore) {
+    let build = BuildInfo { version: "1.2.3".into(), revision: "abc".into() };
+    let metrics = Arc::new(Metrics::new(&build).unwrap());
+    (Arc::clone(&metrics), FactsStore::new(metrics))
+}
+
+fn policy() -> stillpoint_api::BackupPolicy {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "stillpoint.dev/v1alpha1", "kind": "BackupPolicy",
+        "metadata": {"name": "nightly", "namespace": "shop", "creationTimestamp": "2026-11-01T00:00:00Z"},
+        "spec": {
+            "schedule": {"cron": "0 2 * * *", "timeZone": "Europe/Berlin"},
+            "objectives": {"rpo": "26h"},
+            "applications": [{"name": "db", "selector": {"matchLabels": {"app": "db"}}}],
+        },
+        "status": {
+            "conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
+                            "lastTransitionTime": "2026-11-01T00:00:00Z"}],
+            "nextSlots": ["2026-11-22T02:00:00+01:00"],
+            "maxIntervalSeconds": 90000, "minIntervalSeconds": 82800,
+            "missed": {"deadline": 2, "blackout": 1},
+        },
+    }))
+    .unwrap()
+}
+
+fn backup(name: &str, status: serde_json::Value) -> stillpoint_api::Backup {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Backup",
+        "metadata": {"name": name, "namespace": "shop", "creationTimestamp": "2026-11-20T01:00:00Z"},
+        "spec": {"run": {"policyRef": {"name": "nightly"}}, "trigger": "Schedule"},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+fn proven(name: &str, cut: &str) -> stillpoint_api::Backup {
+    backup(
+        name,
+        serde_json::json!({"phase": "Succeeded", "consistency": "Application", "cut": cut,
+                           "window": {"startedAt": cut, "frozenSeconds": 0.0625}}),
+    )
+}
+
+fn text(store: &FactsStore) -> String {
+    Family::ALL.iter().map(|family| family.render(store)).collect()
+}
+
+fn value(store: &FactsStore, series: &str) -> Option<String> {
+    let text = text(store);
+    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned))
+}
+
+const REFERENCE: &str =
+    r#"stillpoint_policy_rpo_reference_timestamp_seconds{namespace="shop",policy="nightly"}"#;
+const FROZEN: &str = r#"stillpoint_frozen_since_timestamp_seconds{namespace="shop",policy="nightly"}"#;
+
+#[test]
+fn a_scrape_reads_like_this() {
+    let (_, store) = store();
+    store.policy_applied(&policy());
+    store.backup_applied(&proven("a", "2026-11-19T01:00:00.500000Z"));
+    store.backup_applied(&proven("b", "2026-11-20T01:00:00.250000Z"));
+    store.backup_applied(&backup("c", serde_json::json!({"phase": "Failed"})));
+    let expected = r#"# HELP stillpoint_active_run_start_timestamp_seconds Start of the run that is not finished; 0 when there is none.
+# TYPE stillpoint_active_run_start_timestamp_seconds gauge
+stillpoint_active_run_start_timestamp_seconds{namespace="shop",policy="nightly"} 0
+# HELP stillpoint_consecutive_failures Finished runs since the last success that were none.
+# TYPE stillpoint_consecutive_failures gauge
+stillpoint_consecutive_failures{namespace="shop",policy="nightly"} 0
+# HELP stillpoint_frozen_since_timestamp_seconds Since when an application is, or must be taken to be, frozen; 0 when it is not.
+# TYPE stillpoint_frozen_since_timestamp_seconds gauge
+stillpoint_frozen_since_timestamp_seconds{namespace="shop",policy="nightly"} 0
+# HELP stillpoint_last_freeze_duration_seconds Length of the newest freeze window; absent before the first.
+# TYPE stillpoint_last_freeze_duration_seconds gauge
+stillpoint_last_freeze_duration_seconds{namespace="shop",policy="nightly"} 0.0625
+# HELP stillpoint_missed_runs_total Slots that did not run, by reason, since the policy exists.
+# TYPE stillpoint_missed_runs_total counter
+stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="concurrency"} 0
+stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="controller_down"} 0
+stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="deadline"} 2
+stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="blackout"} 1
+# HELP stillpoint_policy_condition Conditions of the policy: 1 for the status that holds.
+# TYPE stillpoint_policy_condition gauge
+stillpoint_policy_condition{namespace="shop",policy="nightly",type="Accepted",status="True"} 1
+stillpoint_policy_condition{namespace="shop",policy="nightly",type="Accepted",status="False"} 0
+stillpoint_policy_condition{namespace="shop",policy="nightly",type="Accepted",status="Unknown"} 0
+stillpoint_policy_condition{namespace="shop",policy="nightly",type="Ready",status="True"} 0
+stillpoint_policy_condition{namespace="shop",policy="nightly",type="Ready",status="False"} 0
+stillpoint_policy_condition{namespace="shop",policy="nightly",type="Ready",status="Unknown"} 1
+# HELP stillpoint_policy_created_timestamp_seconds When the policy was created: the start of protection.
+# TYPE stillpoint_policy_created_timestamp_seconds gauge
+stillpoint_policy_created_timestamp_seconds{namespace="shop",policy="nightly"} 1793491200
+# HELP stillpoint_policy_info How the policy is scheduled; always 1.
+# TYPE stillpoint_policy_info gauge
+stillpoint_policy_info{namespace="shop",policy="nightly",schedule="0 2 * * *",timezone="Europe/Berlin",concurrency="Forbid",catch_up="Latest"} 1
+# HELP stillpoint_policy_rpo_reference_timestamp_seconds Cut of the newest proven recovery point, else the start of protection.
+# TYPE stillpoint_policy_rpo_reference_timestamp_seconds gauge
+stillpoint_policy_rpo_reference_timestamp_seconds{namespace="shop",policy="nightly"} 1795136400.25
+# HELP stillpoint_policy_rpo_target_seconds How old the newest proven recovery point may become; absent without an objective.
+# TYPE stillpoint_policy_rpo_target_seconds gauge
+stillpoint_policy_rpo_target_seconds{namespace="shop",policy="nightly"} 93600
+# HELP stillpoint_policy_suspended 1 while the policy starts nothing.
+# TYPE stillpoint_policy_suspended gauge
+stillpoint_policy_suspended{namespace="shop",policy="nightly"} 0
+# HELP stillpoint_recovery_point_oldest_timestamp_seconds Cut of the oldest proven recovery point; absent without one.
+# TYPE stillpoint_recovery_point_oldest_timestamp_seconds gauge
+stillpoint_recovery_point_oldest_timestamp_seconds{namespace="shop",policy="nightly"} 1795050000.5
+# HELP stillpoint_recovery_point_timestamp_seconds Cut of the newest proven recovery point; absent without one.
+# TYPE stillpoint_recovery_point_timestamp_seconds gauge
+stillpoint_recovery_point_timestamp_seconds{namespace="shop",policy="nightly"} 1795136400.25
+# HELP stillpoint_recovery_points Backups of the policy by state.
+# TYPE stillpoint_recovery_points gauge
+stillpoint_recovery_points{namespace="shop",policy="nightly",state="ready"} 2
+stillpoint_recovery_points{namespace="shop",policy="nightly",state="pending"} 0
+stillpoint_recovery_points{namespace="shop",policy="nightly",state="failed"} 1
+stillpoint_recovery_points{namespace="shop",policy="nightly",state="inconsistent"} 0
+stillpoint_recovery_points{namespace="shop",policy="nightly",state="deleting"} 0
+# HELP stillpoint_schedule_max_interval_seconds Longest interval between two slots.
+# TYPE stillpoint_schedule_max_interval_seconds gauge
+stillpoint_schedule_max_interval_seconds{namespace="shop",policy="nightly"} 90000
+# HELP stillpoint_schedule_min_interval_seconds Shortest interval between two slots.
+# TYPE stillpoint_schedule_min_interval_seconds gauge
+stillpoint_schedule_min_interval_seconds{namespace="shop",policy="nightly"} 82800
+# HELP stillpoint_schedule_next_timestamp_seconds Next slot; absent while there is none.
+# TYPE stillpoint_schedule_next_timestamp_seconds gauge
+stillpoint_schedule_next_timestamp_seconds{namespace="shop",policy="nightly"} 1795309200
+"#;
+    assert_eq!(text(&store), expected);
+}
+
+#[test]
+fn without_a_point_the_reference_is_the_start_of_protection() {
+    let (_, store) = store();
+    store.policy_applied(&policy());
+    assert_eq!(value(&store, REFERENCE).unwrap(), "1793491200");
+}
+
+#[test]
+fn a_point_deleted_by_anybody_moves_the_reference_back() {
+    let (_, store) = store();
+    store.policy_applied(&policy());
+    let newest = proven("b", "2026-11-20T01:00:00.000000Z");
+    store.backup_applied(&proven("a", "2026-11-19T01:00:00.000000Z"));
+    store.backup_applied(&newest);
+    store.backup_deleted(&newest);
+    assert_eq!(value(&store, REFERENCE).unwrap(), "1795050000");
+}
+
+#[test]
+fn a_point_without_proof_does_not_count_for_the_objective() {
+    let (_, store) = store();
+    store.policy_applied(&policy());
+    let status = serde_json::json!({"phase": "Succeeded", "consistency": "Crash",
+                                    "cut": "2026-11-20T01:00:00.000000Z"});
+    store.backup_applied(&backup("crash", status));
+    assert_eq!(value(&store, REFERENCE).unwrap(), "1793491200");
+    let inconsistent =
+        r#"stillpoint_recovery_points{namespace="shop",policy="nightly",state="inconsistent"}"#;
+    assert_eq!(value(&store, inconsistent).unwrap(), "1");
+}
+
+#[test]
+fn a_server_that_acknowledges_early_counts_from_the_end_of_prepare() {
+    let (_, store) = store();
+    store.policy_applied(&policy());
+    let status = serde_json::json!({
+        "phase": "Succeeded", "consistency": "Application", "cut": "2026-11-20T01:00:10.000000Z",
+        "resolved": {"applications": [{"name": "db", "dataTime": "Prepare",
+                                       "preparedAt": "2026-11-20T01:00:00.000000Z"}]},
+    });
+    store.backup_applied(&backup("flushed", status));
+    assert_eq!(value(&store, REFERENCE).unwrap(), "1795136400");
+}
+
+#[test]
+fn an_application_counts_as_frozen_from_the_journal_entry_to_the_next() {
+    let (_, store) = store();
+    store.policy_applied(&policy());
+    let freezing = serde_json::json!({"entry": "Freezing", "attempt": 1, "nonce": "n", "executor": "e",
+                                      "at": "2026-11-20T01:00:00.000000Z"});
+    let mut status = serde_json::json!({"phase": "Freezing", "journal": [freezing]});
+    store.backup_applied(&backup("run", status.clone()));
+    assert_eq!(value(&store, FROZEN).unwrap(), "1795136400");
+    let thawed = serde_json::json!({"entry": "Thawed", "attempt": 1, "nonce": "n", "executor": "e",
+                                    "at": "2026-11-20T01:00:01.000000Z"});
+    status["journal"].as_array_mut().unwrap().push(thawed);
+    store.backup_applied(&backup("run", status));
+    assert_eq!(value(&store, FROZEN).unwrap(), "0");
+}
+
+#[test]
+fn a_removed_policy_has_no_series_and_its_successor_adopts_the_points() {
+    let (metrics, store) = store();
+    store.policies_listing();
+    store.policy_applied(&policy());
+    store.policies_listed();
+    store.backup_applied(&proven("a", "2026-11-19T01:00:00.000000Z"));
+    store.policy_deleted(&policy());
+    assert_eq!(text(&store), "");
+    metrics.freeze("shop", "nightly", 0.1);
+    assert!(!format!("{:?}", metrics.gather()).contains("nightly"));
+    store.policy_applied(&policy());
+    assert_eq!(value(&store, REFERENCE).unwrap(), "1795050000");
+}
+
+#[test]
+fn what_a_new_list_does_not_contain_is_gone() {
+    let (metrics, store) = store();
+    store.policies_listing();
+    store.policy_applied(&policy());
+    store.policies_listed();
+    store.backups_listing();
+    store.backup_applied(&proven("a", "2026-11-19T01:00:00.000000Z"));
+    store.backups_listed();
+    store.backups_listing();
+    store.backups_listed();
+    assert_eq!(value(&store, REFERENCE).unwrap(), "1793491200");
+    store.policies_listing();
+    store.policies_listed();
+    assert_eq!(text(&store), "");
+    assert!(!format!("{:?}", metrics.gather()).contains("nightly"));
+}
+
+#[test]
+fn a_policy_stays_within_its_budget_of_series() {
+    let (metrics, store) = store();
+    store.policy_applied(&policy());
+    let mut out = Vec::new();
+    for family in metrics.gather() {
+        Metrics::encode(&family, &mut out).unwrap();
+    }
+    let all = text(&store) + &String::from_utf8(out).unwrap();
+    let series = |hook: bool| {
+        let of_policy = |line: &&str| line.contains("policy=\"nightly\"");
+        all.lines().filter(of_policy).filter(|line| line.contains("hook_duration") == hook).count()
+    };
+    assert!(series(false) <= 75, "{} beside the hooks", series(false));
+    assert!(series(true) <= 4 * 35, "{} of four hook phases", series(true));
+}
+
+#[test]
+fn names_follow_the_conventions_of_prometheus() {
+    let (metrics, store) = store();
+    store.policy_applied(&policy());
+    metrics.cut("d", 0.1);
+    metrics.ready("d", 0.1);
+    let mut out = Vec::new();
+    for family in metrics.gather() {
+        Metrics::encode(&family, &mut out).unwrap();
+    }
+    let all = text(&store) + &render_process() + &String::from_utf8(out).unwrap();
+    let mut families = 0;
+    for line in all.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        families += 1;
+        assert!(name.starts_with("stillpoint_") || name.starts_with("process_"), "{name}");
+        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+        for suffix in ["_count", "_sum", "_bucket", "_gauge", "_counter", "_histogram"] {
+            assert!(!name.ends_with(suffix), "{name} ends with what the format reserves");
+        }
+        if name.contains("timestamp") {
+            assert!(name.ends_with("_timestamp_seconds"), "{name}");
+        }
+        for unit in ["_milliseconds", "_ms", "_minutes", "_kb", "_percent"] {
+            assert!(!name.contains(unit), "{name} has no base unit");
+        }
+        if kind == "histogram" {
+            assert!(name.ends_with("_seconds") || name.ends_with("_bytes"), "{name} has no unit");
+        }
+        assert!(all.contains(&format!("# HELP {name} ")), "{name} has no help");
+    }
+    assert!(families >= Family::ALL.len() + 3);
+    let names: Vec<_> = Family::ALL.iter().map(|family| family.name).collect();
+    assert!(names.is_sorted(), "families are sorted");
+}
+
+#[test]
+fn label_values_are_escaped() {
+    let mut out = String::new();
+    escape("a\"b\\c\nd", &mut out);
+    assert_eq!(out, r#"a\"b\\c\nd"#);
+}
+
+#[test]
+fn resident_memory_is_read_in_bytes() {
+    assert_eq!(resident_bytes("Name:\tx\nVmRSS:\t   20480 kB\n"), Some(20_971_520));
+    assert_eq!(resident_bytes("Name:\tx\n"), None);
+}

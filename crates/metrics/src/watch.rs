@@ -1,0 +1,61 @@
+//! Feeds the store from the API server: one watch of all policies, one of all Backups.
+//!
+//! A watch that ends or fails is begun again with back-off by the runtime; the store keeps the last known facts
+//! meanwhile, and `/readyz` says when the first list of either is missing.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use stillpoint_api::{Backup, BackupPolicy};
+use tracing::warn;
+
+use crate::facts::FactsStore;
+use crate::server::Readiness;
+
+/// Keeps `store` in step until dropped. Returns only when both watches ended, which they do not by themselves.
+/// `api` gives the scope: all namespaces, or one.
+pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsStore>, readiness: &Readiness) {
+    let (policies, backups): (Api<BackupPolicy>, Api<Backup>) = match &namespace {
+        Some(name) => (Api::namespaced(client.clone(), name), Api::namespaced(client, name)),
+        None => (Api::all(client.clone()), Api::all(client)),
+    };
+    let policies_ready = readiness.part("metrics: policies listed");
+    let backups_ready = readiness.part("metrics: backups listed");
+    let feed_policies = async {
+        let mut events = watcher(policies, watcher::Config::default()).default_backoff().boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Init) => store.policies_listing(),
+                Ok(watcher::Event::InitApply(policy) | watcher::Event::Apply(policy)) => {
+                    store.policy_applied(&policy);
+                }
+                Ok(watcher::Event::InitDone) => {
+                    store.policies_listed();
+                    policies_ready.ready();
+                }
+                Ok(watcher::Event::Delete(policy)) => store.policy_deleted(&policy),
+                Err(error) => warn!(%error, "watch of BackupPolicies failed; will be retried"),
+            }
+        }
+    };
+    let feed_backups = async {
+        let mut events = watcher(backups, watcher::Config::default()).default_backoff().boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Init) => store.backups_listing(),
+                Ok(watcher::Event::InitApply(backup) | watcher::Event::Apply(backup)) => {
+                    store.backup_applied(&backup);
+                }
+                Ok(watcher::Event::InitDone) => {
+                    store.backups_listed();
+                    backups_ready.ready();
+                }
+                Ok(watcher::Event::Delete(backup)) => store.backup_deleted(&backup),
+                Err(error) => warn!(%error, "watch of Backups failed; will be retried"),
+            }
+        }
+    };
+    futures::future::join(feed_policies, feed_backups).await;
+}
