@@ -54,8 +54,8 @@ pub struct ExecLimits {
 }
 
 impl Default for ExecLimits {
-    /// Docs/design/freeze.md §8: 10 s to open, a ping every 15 s (load balancers idle out at 4 to 6 min), no
-    /// hard deadline yet, lines.
+    /// 10 s to open, a ping every 15 s (load balancers idle out at 4 to 6 min), no hard deadline yet, lines
+    /// (docs/design/freeze.md §8).
     fn default() -> Self {
         Self {
             open_within: Duration::from_secs(10),
@@ -525,8 +525,10 @@ mod tests {
     fn an_overlong_line_is_dropped_whole_and_the_next_one_is_not() {
         let mut text = vec![b'x'; MAX_LINE_BYTES];
         text.extend_from_slice(b"THAWED forged\nREADY\nend");
-        let pieces: Vec<Vec<u8>> = text.chunks(1000).map(<[u8]>::to_vec).collect();
-        assert_eq!(lines_of(&pieces), (vec!["READY".to_owned()], 1, b"end".to_vec()));
+        for size in [7, 1000, text.len()] {
+            let pieces: Vec<Vec<u8>> = text.chunks(size).map(<[u8]>::to_vec).collect();
+            assert_eq!(lines_of(&pieces), (vec!["READY".to_owned()], 1, b"end".to_vec()), "pieces of {size}");
+        }
     }
 
     #[tokio::test]
