@@ -1,10 +1,18 @@
 //! When backups are taken, which recovery points are kept and where objectives stand.
 //!
 //! Pure: [`cron`] (expressions, zones), [`slots`] (what is due), [`heap`] (who is due next), [`retention`] (what may
-//! go), [`objectives`] (RPO). They take `now` as an argument and touch nothing.
+//! go), [`objectives`] (RPO), [`accept`] and [`reconciler`] (one policy as a whole). They take `now` as an argument
+//! and touch nothing. [`run`] watches, keeps the timer and acts; what it did is in the objects.
 
+pub mod accept;
+mod apply;
+mod controller;
 pub mod cron;
 pub mod heap;
 pub mod objectives;
+pub mod projection;
+pub mod reconciler;
 pub mod retention;
 pub mod slots;
+
+pub use controller::{SchedulerContext, SchedulerError, run};

@@ -394,7 +394,9 @@ fn by_brute_force(expression: &str, zone: &TimeZone, from: Timestamp, to: Timest
     };
     let day = SignedDuration::from_hours(30);
     let mut slots = Vec::new();
-    let mut civil = zone.to_datetime(from - day).with().second(0).subsec_nanosecond(0).build().unwrap();
+    let start = zone.to_datetime(from - day);
+    let mut civil =
+        start.with().minute(start.minute() / 10 * 10).second(0).subsec_nanosecond(0).build().unwrap();
     let end = zone.to_datetime(to + day);
     while civil < end {
         if minutes(civil.minute()) && hours(civil.hour()) {

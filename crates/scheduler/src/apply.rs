@@ -1,0 +1,263 @@
+//! Reads one policy, has it decided, and acts: create, then note, then delete.
+//!
+//! The only file of the scheduler that writes to the API server. Safe to be killed at every line and to be run
+//! again: the Backup's name is the lock of its slot, and the status is a compare-and-swap.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, Resource as _, ResourceExt as _};
+use stillpoint_api::backup::{Backup, BackupSpec, POLICY_LABEL, PolicyRef, RunSpec, Trigger};
+use stillpoint_api::clock::SharedClock;
+use stillpoint_api::policy::BackupPolicy;
+use stillpoint_api::restore::{Restore, RestoreSource};
+
+use crate::accept::{Schedules, accept};
+use crate::projection::{BackupView, PolicyKey};
+use crate::reconciler::{Note, Observed, Outcome, Start, reconcile};
+use crate::slots::backup_name;
+
+/// How often a status write that met another writer is decided again before the policy waits for its retry.
+const CONFLICTS: usize = 5;
+
+/// Backups of one policy that are being deleted at once: their snapshots load the storage of the application they
+/// belong to. The next ones follow when these are gone.
+const DELETES_AT_ONCE: usize = 2;
+
+/// Suffix of a Backup whose name somebody else holds.
+const FOREIGN_SUFFIX: &str = "-b";
+
+/// What is needed to act.
+pub(crate) struct Apply {
+    pub client: Client,
+    pub clock: SharedClock,
+    pub cluster_uid: String,
+    pub schedules: Schedules,
+    recorder: Recorder,
+}
+
+/// What a pass over a policy came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Look again at this time.
+    pub wake_at: Option<Timestamp>,
+    /// Failures that are in the status now.
+    pub failures_noted: u32,
+    /// Points must go and a freeze is open.
+    pub deletes_wait: bool,
+}
+
+/// Why a pass did not come to its end; it is retried.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("{action}: {source}")]
+    Api { action: &'static str, source: Box<kube::Error> },
+    #[error("the status of the policy was changed by somebody else {CONFLICTS} times in a row")]
+    Conflict,
+    #[error(
+        "the names {name} and {name}{FOREIGN_SUFFIX} are held by Backups that the scheduler did not create; delete them"
+    )]
+    NamesTaken { name: String },
+}
+
+impl Apply {
+    pub fn new(client: Client, clock: SharedClock, cluster_uid: String, schedules: Schedules) -> Self {
+        let reporter = Reporter { controller: "stillpoint-scheduler".to_owned(), instance: None };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, clock, cluster_uid, schedules, recorder }
+    }
+
+    /// An event is for people: when it cannot be written, the status still says the same.
+    async fn tell(&self, policy: &BackupPolicy, reason: &str, note: String) {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: "Schedule".to_owned(),
+            secondary: None,
+        };
+        let reference: ObjectReference = policy.object_ref(&());
+        if let Err(error) = self.recorder.publish(&event, &reference).await {
+            tracing::debug!(%error, reason, "an event could not be written");
+        }
+    }
+}
+
+/// One pass over the policy `key`, given its Backups as watched.
+pub(crate) async fn apply(
+    context: &Apply,
+    key: &PolicyKey,
+    backups: &[BackupView],
+    fresh_failures: u32,
+    may_delete: bool,
+) -> Result<Applied, ApplyError> {
+    let policies: Api<BackupPolicy> = Api::namespaced(context.client.clone(), &key.namespace);
+    for _ in 0..CONFLICTS {
+        let found = policies.get_opt(&key.name).await.map_err(api("read the policy"))?;
+        let Some(policy) = found.filter(|policy| policy.metadata.deletion_timestamp.is_none()) else {
+            return Ok(Applied::default());
+        };
+        let now = context.clock.wall();
+        let accepted = accept(&policy, &context.schedules, &context.cluster_uid, now);
+        let observed = Observed { policy: &policy, accepted: accepted.as_ref(), backups, fresh_failures };
+        let outcome = reconcile(&observed, now);
+        if let Some(start) = outcome.start {
+            create(context, &policy, start).await?;
+        }
+        if !write_status(&policies, &policy, &outcome).await? {
+            continue;
+        }
+        for note in &outcome.notes {
+            log(key, note);
+            context.tell(&policy, note.reason(), note.message()).await;
+        }
+        let deletes_wait = !outcome.delete.is_empty() && !may_delete;
+        if may_delete {
+            delete(context, key, backups, &outcome.delete).await?;
+        }
+        return Ok(Applied { wake_at: outcome.wake_at, failures_noted: fresh_failures, deletes_wait });
+    }
+    Err(ApplyError::Conflict)
+}
+
+/// Creates the Backup of a slot, or finds that it exists.
+async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<(), ApplyError> {
+    let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    let uid = policy.uid().unwrap_or_default();
+    let backups: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
+    let name = backup_name(&policy.name_any(), &uid, start.slot);
+    for (suffix, foreign) in [("", false), (FOREIGN_SUFFIX, true)] {
+        let backup = new_backup(policy, &uid, &format!("{name}{suffix}"), start);
+        if foreign {
+            let note = format!(
+                "{name} exists and was not created by the scheduler; the slot runs as {name}{suffix}"
+            );
+            context.tell(policy, "BackupNameTaken", note).await;
+        }
+        match backups.create(&PostParams::default(), &backup).await {
+            Ok(created) => {
+                tracing::info!(
+                    namespace, policy = policy.name_any(), backup = created.name_any(), slot = %start.slot,
+                    trigger = start.trigger.label(), "a backup was started"
+                );
+                return Ok(());
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let known =
+                    backups.get_opt(&backup.name_any()).await.map_err(api("read the existing Backup"))?;
+                if known.is_some_and(|known| is_ours(&known, &uid, start.slot)) {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(api("create the Backup")(error)),
+        }
+    }
+    Err(ApplyError::NamesTaken { name })
+}
+
+/// Ours is what only the scheduler writes; labels can be written by everybody.
+fn is_ours(backup: &Backup, policy_uid: &str, slot: Timestamp) -> bool {
+    let run = &backup.spec.run;
+    backup.spec.trigger != Trigger::Manual
+        && run.policy_ref.as_ref().and_then(|policy| policy.uid.as_deref()) == Some(policy_uid)
+        && run.slot.as_ref().is_some_and(|at| at.0 == slot)
+}
+
+fn new_backup(policy: &BackupPolicy, uid: &str, name: &str, start: Start) -> Backup {
+    let policy_name = policy.name_any();
+    // A label value is at most 63 bytes, a policy's name may be longer: then only the spec says it.
+    let label = (policy_name.len() <= 63).then(|| (POLICY_LABEL.to_owned(), policy_name.clone()));
+    Backup {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: policy.metadata.namespace.clone(),
+            labels: label.map(|label| BTreeMap::from([label])),
+            ..ObjectMeta::default()
+        },
+        spec: BackupSpec {
+            run: RunSpec {
+                policy_ref: Some(PolicyRef { name: policy_name, uid: Some(uid.to_owned()) }),
+                slot: Some(Time(start.slot)),
+                ..RunSpec::default()
+            },
+            trigger: start.trigger,
+            cancel: false,
+            hold: None,
+        },
+        status: None,
+    }
+}
+
+/// `false` when somebody else wrote first: read and decide again.
+async fn write_status(
+    policies: &Api<BackupPolicy>,
+    policy: &BackupPolicy,
+    outcome: &Outcome,
+) -> Result<bool, ApplyError> {
+    if policy.status.as_ref() == Some(&outcome.status) {
+        return Ok(true);
+    }
+    let written = BackupPolicy { status: Some(outcome.status.clone()), ..policy.clone() };
+    match policies.replace_status(&policy.name_any(), &PostParams::default(), &written).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(api("write the policy's status")(error)),
+    }
+}
+
+/// Deletes the oldest of `names` that no restore uses. Another event brings the next pass.
+async fn delete(
+    context: &Apply,
+    key: &PolicyKey,
+    backups: &[BackupView],
+    names: &[String],
+) -> Result<(), ApplyError> {
+    let going = backups.iter().filter(|backup| backup.deleting).count();
+    let room = DELETES_AT_ONCE.saturating_sub(going);
+    if names.is_empty() || room == 0 {
+        return Ok(());
+    }
+    let restores: Api<Restore> = Api::namespaced(context.client.clone(), &key.namespace);
+    let restores = restores.list(&ListParams::default()).await.map_err(api("list the restores"))?;
+    let used: Vec<&str> = restores.iter().filter(|restore| !finished(restore)).filter_map(source).collect();
+    let api_backups: Api<Backup> = Api::namespaced(context.client.clone(), &key.namespace);
+    let free = names.iter().filter(|name| !used.contains(&name.as_str()));
+    for name in free.take(room) {
+        let uid = backups.iter().find(|backup| backup.name == *name).map(|backup| backup.uid.clone());
+        let preconditions = Some(Preconditions { uid, resource_version: None });
+        match api_backups.delete(name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+            Ok(_) => tracing::info!(policy = %key, backup = name, "a backup was deleted by retention"),
+            // Gone already, or another object by now.
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
+            Err(error) => return Err(api("delete a Backup")(error)),
+        }
+    }
+    Ok(())
+}
+
+/// The Backup that a Restore reads, as far as it is known.
+fn source(restore: &Restore) -> Option<&str> {
+    let resolved = restore.status.as_ref().and_then(|status| status.backup.as_deref());
+    resolved.or(match &restore.spec.source {
+        RestoreSource::BackupRef(backup) => Some(backup.name.as_str()),
+        // The newest proven point, which is never deleted.
+        RestoreSource::Latest(_) | RestoreSource::Handles(_) => None,
+    })
+}
+
+fn finished(restore: &Restore) -> bool {
+    let conditions = restore.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Finished" && condition.status == "True")
+}
+
+fn log(key: &PolicyKey, note: &Note) {
+    tracing::warn!(policy = %key, reason = note.reason(), message = note.message(), "the policy needs attention");
+}
+
+fn api(action: &'static str) -> impl FnOnce(kube::Error) -> ApplyError {
+    move |source| ApplyError::Api { action, source: Box::new(source) }
+}

@@ -1,0 +1,385 @@
+//! Watches policies and Backups, keeps one timer, and carries out what [`reconciler`](crate::reconciler) decides.
+//!
+//! Guarantees: nothing is decided before both watches have listed everything; a policy is worked on by one task at
+//! a time; the Backup is created before the status says so; every status write is a PUT with the version that was
+//! read, and a conflict is read and decided again; nothing is deleted while any Backup is frozen.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use jiff::{SignedDuration, Timestamp};
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, ResourceExt as _};
+use stillpoint_api::backup::Backup;
+use stillpoint_api::clock::SharedClock;
+use stillpoint_api::policy::BackupPolicy;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::accept::Schedules;
+use crate::apply::{Applied, Apply, ApplyError, apply};
+use crate::heap::DueHeap;
+use crate::projection::{PolicyKey, Projection};
+
+/// Longest sleep before the wall clock is read again: it may have been set, and the monotonic clock stops while a
+/// virtual machine is suspended (docs/design/schedule.md §2.4).
+const MAX_SLEEP: SignedDuration = SignedDuration::from_secs(60);
+
+/// Policies that are worked on at once: enough to hide the API server's latency, few enough for one connection each.
+const IN_FLIGHT: usize = 16;
+
+/// First and longest wait before a failed policy is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What the scheduler needs.
+#[derive(Clone)]
+pub struct SchedulerContext {
+    /// Client of the controller's own account.
+    pub client: Client,
+    /// Time.
+    pub clock: SharedClock,
+    /// UID of the namespace `kube-system`: the seed of jitter. Any constant of the cluster will do.
+    pub cluster_uid: String,
+    /// Becomes `true` when both watches have listed everything.
+    pub ready: watch::Sender<bool>,
+}
+
+/// Why the scheduler ended although nobody asked it to.
+#[derive(Debug, thiserror::Error)]
+pub enum SchedulerError {
+    /// A watch ended; it should go on for ever. The process must restart.
+    #[error("the watch of {0} ended; restart the controller")]
+    WatchEnded(&'static str),
+    /// A task of the scheduler panicked.
+    #[error("a scheduler task ended abnormally: {0}; restart the controller")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+type Guarded<K> = Result<Event<DeserializeGuard<K>>, watcher::Error>;
+
+/// The state of the loop. Owned by one task, so that nothing is locked.
+struct Scheduler {
+    context: Arc<Apply>,
+    ready: watch::Sender<bool>,
+    projection: Projection,
+    due: DueHeap<PolicyKey>,
+    /// Waiting for a free task, in order, each once.
+    queue: VecDeque<PolicyKey>,
+    queued: HashSet<PolicyKey>,
+    /// Worked on; `true` when it changed meanwhile.
+    busy: HashMap<PolicyKey, bool>,
+    tasks: JoinSet<(PolicyKey, Result<Applied, ApplyError>)>,
+    failures: HashMap<PolicyKey, u32>,
+    /// Policies whose deletes wait for a freeze to end.
+    deletes_wait: HashSet<PolicyKey>,
+    policies_listed: Listing<PolicyKey>,
+    backups_listed: Listing<(Arc<str>, String)>,
+}
+
+/// Where a watch stands with its list.
+#[derive(Debug)]
+struct Listing<K> {
+    seen: HashSet<K>,
+    done_once: bool,
+}
+
+impl<K> Default for Listing<K> {
+    fn default() -> Self {
+        Self { seen: HashSet::new(), done_once: false }
+    }
+}
+
+/// Runs until `shutdown` completes. Work that was begun is finished first.
+///
+/// # Errors
+/// When a watch ends or a task panics: the caller restarts the process.
+pub async fn run(
+    context: SchedulerContext,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), SchedulerError> {
+    let policies = watcher(
+        Api::<DeserializeGuard<BackupPolicy>>::all(context.client.clone()),
+        watcher::Config::default(),
+    );
+    let backups =
+        watcher(Api::<DeserializeGuard<Backup>>::all(context.client.clone()), watcher::Config::default());
+    let mut scheduler = Scheduler::new(context);
+    scheduler.run(policies.default_backoff(), backups.default_backoff(), shutdown).await?;
+    // What was begun is a created Backup without its noted slot, or half a retention pass: let it end.
+    while let Some(done) = scheduler.tasks.join_next().await {
+        if let (key, Err(error)) = done? {
+            tracing::warn!(policy = %key, %error, "a policy was left unfinished; the next process takes it up");
+        }
+    }
+    Ok(())
+}
+
+impl Scheduler {
+    fn new(context: SchedulerContext) -> Self {
+        Self {
+            ready: context.ready,
+            context: Arc::new(Apply::new(
+                context.client,
+                context.clock,
+                context.cluster_uid,
+                Schedules::default(),
+            )),
+            projection: Projection::default(),
+            due: DueHeap::default(),
+            queue: VecDeque::new(),
+            queued: HashSet::new(),
+            busy: HashMap::new(),
+            tasks: JoinSet::new(),
+            failures: HashMap::new(),
+            deletes_wait: HashSet::new(),
+            policies_listed: Listing::default(),
+            backups_listed: Listing::default(),
+        }
+    }
+
+    async fn run(
+        &mut self,
+        policies: impl Stream<Item = Guarded<BackupPolicy>>,
+        backups: impl Stream<Item = Guarded<Backup>>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), SchedulerError> {
+        let (mut policies, mut backups, mut shutdown) = (pin!(policies), pin!(backups), pin!(shutdown));
+        loop {
+            self.dispatch();
+            let sleep = self.sleep();
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                event = policies.next() => match event {
+                    None => return Err(SchedulerError::WatchEnded("backuppolicies")),
+                    Some(Ok(event)) => self.policy_event(event),
+                    Some(Err(error)) => tracing::warn!(%error, "the watch of backuppolicies failed and is retried"),
+                },
+                event = backups.next() => match event {
+                    None => return Err(SchedulerError::WatchEnded("backups")),
+                    Some(Ok(event)) => self.backup_event(event),
+                    Some(Err(error)) => tracing::warn!(%error, "the watch of backups failed and is retried"),
+                },
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    let (key, result) = done?;
+                    self.done(key, result);
+                }
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.context.clock.wall()
+    }
+
+    fn listed(&self) -> bool {
+        self.policies_listed.done_once && self.backups_listed.done_once
+    }
+
+    /// Until something is due, at most [`MAX_SLEEP`]. Nothing wakes a scheduler that has no room.
+    fn sleep(&mut self) -> Duration {
+        let now = self.now();
+        let due = if self.listed() && self.busy.len() < IN_FLIGHT { self.due.next_due() } else { None };
+        let sleep = due.map_or(MAX_SLEEP, |due| due.duration_since(now).min(MAX_SLEEP));
+        // A negative sleep is due now.
+        Duration::try_from(sleep).unwrap_or(Duration::ZERO)
+    }
+
+    /// Starts work while there is room.
+    fn dispatch(&mut self) {
+        if !self.listed() {
+            return;
+        }
+        let now = self.now();
+        while let Some(key) = self.due.pop_due(now) {
+            self.enqueue(key);
+        }
+        while self.busy.len() < IN_FLIGHT {
+            let Some(key) = self.queue.pop_front() else { return };
+            self.queued.remove(&key);
+            if !self.projection.has_policy(&key) {
+                continue;
+            }
+            self.busy.insert(key.clone(), false);
+            let context = self.context.clone();
+            let backups = self.projection.backups(&key);
+            let fresh_failures = self.projection.fresh_failures(&key);
+            let may_delete = !self.projection.anything_frozen();
+            self.tasks.spawn(async move {
+                let result = apply(&context, &key, &backups, fresh_failures, may_delete).await;
+                (key, result)
+            });
+        }
+    }
+
+    fn enqueue(&mut self, key: PolicyKey) {
+        if let Some(dirty) = self.busy.get_mut(&key) {
+            *dirty = true;
+        } else if self.queued.insert(key.clone()) {
+            self.queue.push_back(key);
+        }
+    }
+
+    /// Takes the result of a task.
+    fn done(&mut self, key: PolicyKey, result: Result<Applied, ApplyError>) {
+        let dirty = self.busy.remove(&key).unwrap_or(false);
+        match result {
+            Ok(applied) => {
+                self.failures.remove(&key);
+                self.projection.failures_noted(&key, applied.failures_noted);
+                match applied.wake_at {
+                    Some(due) => self.due.set(key.clone(), due),
+                    None => self.due.remove(&key),
+                }
+                if applied.deletes_wait {
+                    self.deletes_wait.insert(key.clone());
+                }
+            }
+            Err(error) => {
+                let failures = self.failures.entry(key.clone()).or_default();
+                *failures = failures.saturating_add(1);
+                let wait = RETRY.0.saturating_mul(1 << (*failures - 1).min(6)).min(RETRY.1);
+                tracing::warn!(policy = %key, %error, ?wait, "a policy could not be worked on and is retried");
+                let now = self.now();
+                self.due.set(key.clone(), now.saturating_add(wait).unwrap_or(Timestamp::MAX));
+            }
+        }
+        if dirty {
+            self.enqueue(key);
+        }
+        self.resume_deletes();
+    }
+
+    fn policy_event(&mut self, event: Event<DeserializeGuard<BackupPolicy>>) {
+        match event {
+            Event::Init => self.policies_listed.seen.clear(),
+            Event::InitApply(DeserializeGuard(guarded)) => {
+                if let Ok(policy) = &guarded {
+                    self.policies_listed.seen.insert(PolicyKey::of(policy));
+                }
+                self.policy_applied(guarded.as_ref());
+            }
+            Event::InitDone => {
+                let seen = std::mem::take(&mut self.policies_listed.seen);
+                for key in self.projection.keep_policies(&seen) {
+                    self.policy_gone(&key);
+                }
+                self.policies_listed.done_once = true;
+                self.all_listed();
+            }
+            Event::Apply(DeserializeGuard(guarded)) => self.policy_applied(guarded.as_ref()),
+            Event::Delete(DeserializeGuard(guarded)) => {
+                let metadata = match &guarded {
+                    Ok(policy) => &policy.metadata,
+                    Err(invalid) => &invalid.metadata,
+                };
+                let key = PolicyKey::new(
+                    metadata.namespace.as_deref().unwrap_or_default(),
+                    metadata.name.as_deref().unwrap_or_default(),
+                );
+                self.projection.policy_gone(&key);
+                self.policy_gone(&key);
+            }
+        }
+    }
+
+    fn policy_applied(&mut self, guarded: Result<&BackupPolicy, &kube::core::error_boundary::InvalidObject>) {
+        match guarded {
+            // Our own status writes come back as well and change nothing.
+            Ok(policy) => {
+                if self.projection.policy_applied(policy) {
+                    self.enqueue(PolicyKey::of(policy));
+                }
+            }
+            Err(invalid) => tracing::error!(
+                namespace = invalid.metadata.namespace,
+                policy = invalid.metadata.name,
+                error = invalid.error,
+                "a policy cannot be read and is not scheduled; correct it or reinstall the CRDs of this version"
+            ),
+        }
+    }
+
+    fn policy_gone(&mut self, key: &PolicyKey) {
+        self.due.remove(key);
+        self.failures.remove(key);
+        self.deletes_wait.remove(key);
+    }
+
+    fn backup_event(&mut self, event: Event<DeserializeGuard<Backup>>) {
+        match event {
+            Event::Init => self.backups_listed.seen.clear(),
+            Event::InitApply(DeserializeGuard(guarded)) => {
+                if let Ok(backup) = &guarded {
+                    let namespace = backup.metadata.namespace.as_deref().unwrap_or_default();
+                    self.backups_listed.seen.insert((namespace.into(), backup.name_any()));
+                }
+                self.backup_applied(guarded.as_ref());
+            }
+            Event::InitDone => {
+                let seen = std::mem::take(&mut self.backups_listed.seen);
+                for key in self.projection.keep_backups(&seen) {
+                    self.backup_changed(Some(key));
+                }
+                self.backups_listed.done_once = true;
+                self.all_listed();
+            }
+            Event::Apply(DeserializeGuard(guarded)) => self.backup_applied(guarded.as_ref()),
+            Event::Delete(DeserializeGuard(guarded)) => {
+                if let Ok(backup) = &guarded {
+                    let touched = self.projection.backup_gone(backup);
+                    self.backup_changed(touched);
+                }
+            }
+        }
+        self.resume_deletes();
+    }
+
+    fn backup_applied(&mut self, guarded: Result<&Backup, &kube::core::error_boundary::InvalidObject>) {
+        match guarded {
+            Ok(backup) => {
+                let touched = self.projection.backup_applied(backup);
+                self.backup_changed(touched);
+            }
+            Err(invalid) => tracing::error!(
+                namespace = invalid.metadata.namespace,
+                backup = invalid.metadata.name,
+                error = invalid.error,
+                "a Backup cannot be read and is not counted; reinstall the CRDs of this version"
+            ),
+        }
+    }
+
+    fn backup_changed(&mut self, policy: Option<PolicyKey>) {
+        if let Some(key) = policy.filter(|key| self.projection.has_policy(key)) {
+            self.enqueue(key);
+        }
+    }
+
+    fn all_listed(&mut self) {
+        if self.listed() && !self.ready.send_replace(true) {
+            let keys: Vec<PolicyKey> = self.projection.policies().cloned().collect();
+            tracing::info!(policies = keys.len(), "the scheduler has listed all policies and backups");
+            keys.into_iter().for_each(|key| self.enqueue(key));
+        }
+    }
+
+    fn resume_deletes(&mut self) {
+        if self.deletes_wait.is_empty() || self.projection.anything_frozen() {
+            return;
+        }
+        for key in std::mem::take(&mut self.deletes_wait) {
+            self.enqueue(key);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "controller_tests.rs"]
+mod tests;
