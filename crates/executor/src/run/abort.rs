@@ -1,0 +1,126 @@
+//! Why an attempt was given up: a bounded reason for conditions, events and metrics, and words for people.
+
+use std::fmt;
+
+/// The bounded reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// A prepare command failed.
+    PrepareFailed,
+    /// A hold was not READY in time, or its client ended before.
+    HoldNotReady,
+    /// The server did not take the lease.
+    LeaseNotSet,
+    /// The server is not this container's.
+    HoldNotLocal,
+    /// A path the server writes is on no member.
+    PathNotCovered,
+    /// The server refused the client's credentials.
+    AuthenticationFailed,
+    /// The client's program is not in the container.
+    ClientMissing,
+    /// The hooks account may not exec.
+    ExecForbidden,
+    /// A lock was not acquired in time.
+    LockNotAcquired,
+    /// A hold was lost while it mattered.
+    HoldLost,
+    /// A snapshot could not be requested.
+    SnapshotPostFailed,
+    /// The storage system refused a snapshot.
+    SnapshotFailed,
+    /// The snapshot controller or the driver's sidecar did not react.
+    SnapshotStackSilent,
+    /// A cut was not seen in time.
+    CutTimeout,
+    /// A pod or container changed.
+    PodChanged,
+    /// The controller was stopped.
+    Shutdown,
+    /// The controller ended without a word; found by the next one.
+    Interrupted,
+    /// The run was cancelled.
+    Cancelled,
+    /// An internal rule was broken.
+    Internal,
+}
+
+impl Reason {
+    /// CamelCase, for conditions and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PrepareFailed => "PrepareFailed",
+            Self::HoldNotReady => "HoldNotReady",
+            Self::LeaseNotSet => "LeaseNotSet",
+            Self::HoldNotLocal => "HoldNotLocal",
+            Self::PathNotCovered => "PathNotCovered",
+            Self::AuthenticationFailed => "AuthenticationFailed",
+            Self::ClientMissing => "ClientMissing",
+            Self::ExecForbidden => "ExecForbidden",
+            Self::LockNotAcquired => "LockNotAcquired",
+            Self::HoldLost => "HoldLost",
+            Self::SnapshotPostFailed => "SnapshotPostFailed",
+            Self::SnapshotFailed => "SnapshotFailed",
+            Self::SnapshotStackSilent => "SnapshotStackSilent",
+            Self::CutTimeout => "CutTimeout",
+            Self::PodChanged => "PodChanged",
+            Self::Shutdown => "Shutdown",
+            Self::Interrupted => "Interrupted",
+            Self::Cancelled => "Cancelled",
+            Self::Internal => "Internal",
+        }
+    }
+
+    /// Whether trying the slot again can help without anybody doing something first.
+    pub const fn may_pass(self) -> bool {
+        match self {
+            Self::PrepareFailed
+            | Self::HoldNotReady
+            | Self::LockNotAcquired
+            | Self::HoldLost
+            | Self::SnapshotPostFailed
+            | Self::SnapshotFailed
+            | Self::SnapshotStackSilent
+            | Self::CutTimeout
+            | Self::PodChanged
+            | Self::Shutdown
+            | Self::Interrupted => true,
+            Self::LeaseNotSet
+            | Self::HoldNotLocal
+            | Self::PathNotCovered
+            | Self::AuthenticationFailed
+            | Self::ClientMissing
+            | Self::ExecForbidden
+            | Self::Cancelled
+            | Self::Internal => false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why an attempt was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Abort {
+    /// The bounded reason.
+    pub reason: Reason,
+    /// What failed, why, and what to do.
+    pub message: String,
+}
+
+impl Abort {
+    /// An abort with its words.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl fmt::Display for Abort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}

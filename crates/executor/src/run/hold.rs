@@ -1,0 +1,151 @@
+//! One hold inside the machine: what was sent, what was answered, and when a silence means loss.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use stillpoint_api::clock::Mono;
+use stillpoint_api::evidence::HoldAnswer;
+use stillpoint_api::template::LeaseUnit;
+
+use super::plan::HoldPlan;
+
+/// One beat every two seconds (docs/design/freeze.md §2.3).
+pub(super) const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// A beat unanswered for the lease less this much means that the hold is lost.
+pub(super) const LOST_BEFORE_LEASE: Duration = Duration::from_secs(3);
+/// Facts beyond these bounds are dropped (docs/api.md, limits).
+const MAX_FACTS: usize = 32;
+const MAX_FACT: usize = 1024;
+
+/// Where a hold stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HoldPhase {
+    /// Not opened yet.
+    Planned,
+    /// Opened, not READY.
+    Opening,
+    /// READY; nothing is frozen.
+    Ready,
+    /// FREEZE was sent.
+    Freezing,
+    /// FROZEN was answered.
+    Frozen,
+    /// The closing beat and the thaw were sent.
+    Closing,
+    /// A thaw alone was sent: the attempt is given up.
+    Thawing,
+    /// THAWED was answered.
+    Thawed,
+    /// The stream ended without THAWED.
+    Gone {
+        /// Why.
+        why: String,
+    },
+}
+
+/// One hold.
+#[derive(Clone, Debug)]
+pub(super) struct Hold {
+    pub(super) plan: HoldPlan,
+    pub(super) phase: HoldPhase,
+    pub(super) next_beat: u32,
+    pub(super) outstanding: Option<(u32, Mono)>,
+    pub(super) beats_while_frozen: u32,
+    pub(super) ready: Option<(Mono, HoldAnswer)>,
+    pub(super) freeze_sent: Option<Mono>,
+    pub(super) frozen: Option<(Mono, HoldAnswer)>,
+    pub(super) closing: Option<(u32, Mono)>,
+    pub(super) closing_written: Option<Mono>,
+    pub(super) held: Option<(Mono, HoldAnswer)>,
+    pub(super) thaw_sent: Option<Mono>,
+    pub(super) thawed: Option<Mono>,
+    pub(super) facts: BTreeMap<String, String>,
+    pub(super) lost: Option<String>,
+}
+
+impl Hold {
+    pub(super) fn new(plan: HoldPlan) -> Self {
+        Self {
+            plan,
+            phase: HoldPhase::Planned,
+            next_beat: 1,
+            outstanding: None,
+            beats_while_frozen: 0,
+            ready: None,
+            freeze_sent: None,
+            frozen: None,
+            closing: None,
+            closing_written: None,
+            held: None,
+            thaw_sent: None,
+            thawed: None,
+            facts: BTreeMap::new(),
+            lost: None,
+        }
+    }
+
+    /// For messages.
+    pub(super) fn place(&self) -> String {
+        format!("{}/{}", self.plan.pod_name, self.plan.container)
+    }
+
+    /// Keeps a fact, within the limits.
+    pub(super) fn keep_fact(&mut self, key: String, value: String) {
+        if self.facts.contains_key(&key) || self.facts.len() < MAX_FACTS {
+            self.facts.insert(key, value.chars().take(MAX_FACT).collect());
+        }
+    }
+
+    /// How long an unanswered beat may take before the hold counts as lost.
+    pub(super) fn patience(&self) -> Duration {
+        self.plan.lease.saturating_sub(LOST_BEFORE_LEASE).max(Duration::from_secs(1))
+    }
+
+    /// Whether the stream still may be written to.
+    pub(super) fn alive(&self) -> bool {
+        match self.phase {
+            HoldPhase::Opening
+            | HoldPhase::Ready
+            | HoldPhase::Freezing
+            | HoldPhase::Frozen
+            | HoldPhase::Closing
+            | HoldPhase::Thawing => true,
+            HoldPhase::Planned | HoldPhase::Thawed | HoldPhase::Gone { .. } => false,
+        }
+    }
+
+    /// Whether it may hold the application now.
+    pub(super) fn may_hold(&self) -> bool {
+        match self.phase {
+            HoldPhase::Freezing | HoldPhase::Frozen | HoldPhase::Closing | HoldPhase::Thawing => true,
+            HoldPhase::Planned
+            | HoldPhase::Opening
+            | HoldPhase::Ready
+            | HoldPhase::Thawed
+            | HoldPhase::Gone { .. } => false,
+        }
+    }
+
+    /// Why the lease that the server told is not the one that was asked for, if so.
+    pub(super) fn lease_gap(&self, answer: &HoldAnswer) -> Option<String> {
+        let asked = in_unit(self.plan.lease, self.plan.lease_unit);
+        let said = answer.lease.as_deref().unwrap_or("");
+        match said.parse::<u128>() {
+            Ok(lease) if lease > 0 && lease <= asked => None,
+            _ => Some(format!(
+                "{}: the server answered lease={said:?} where at most {asked} was asked for; without a lease a lost \
+                 connection could leave it frozen",
+                self.place()
+            )),
+        }
+    }
+}
+
+/// A lease in the unit of its variable: rounded down, at least 1 (seconds are whole: databases facts).
+pub fn in_unit(lease: Duration, unit: LeaseUnit) -> u128 {
+    match unit {
+        LeaseUnit::Milliseconds => lease.as_millis(),
+        LeaseUnit::Seconds => u128::from(lease.as_secs()),
+    }
+    .max(1)
+}

@@ -1,0 +1,147 @@
+//! The run machine: one attempt, from its first prepare to its last journal entry.
+//!
+//! [`Run::step`] is pure, total and synchronous: (state, event, now) → effects. It guarantees that
+//! * no snapshot is asked for before every hold answered FROZEN, and no thaw is sent before every cut was seen,
+//!   unless the attempt is being given up (docs/design/freeze.md §4 rules 1 and 2);
+//! * once a FREEZE was sent, every hold gets a thaw or a closed stream, whatever happens (§3, §7);
+//! * nothing is tried twice inside the window;
+//! * `Freezing` is journalled before the first FREEZE, and `Thawed` or `Aborted` after the last (§5).
+//!
+//! Adapters carry the effects out in order. What survives them is the evidence ([`Run::evidence`]), and what that
+//! proves is decided elsewhere ([`crate::verdict`]).
+
+pub mod abort;
+pub mod effect;
+pub mod event;
+mod hold;
+pub mod plan;
+mod record;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stillpoint_api::clock::Mono;
+use stillpoint_api::evidence::MemberEvidence;
+
+pub use abort::{Abort, Reason};
+pub use effect::{Effect, End, Entry};
+pub use event::{CutSeen, Event, Timer, Word};
+pub use hold::in_unit;
+use hold::Hold;
+pub use plan::{ApplicationId, HoldId, HoldPlan, MAX_LEASE, MemberId, Plan, THAW_RESERVE};
+pub use record::Record;
+
+/// Time for every session to become READY: dialling, starting the client and logging in, nothing frozen yet.
+pub const OPEN_WITHIN: Duration = Duration::from_secs(20);
+/// Time for a thaw to be answered before its stream is closed instead.
+pub const THAW_WITHIN: Duration = Duration::from_secs(5);
+
+/// The instant of one step, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Monotonic, for every budget.
+    pub mono: Mono,
+    /// Wall clock, for the record.
+    pub wall: Timestamp,
+}
+
+/// Where an attempt stands.
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    /// Not started.
+    New,
+    /// Prepares run; nothing is open.
+    Preparing { left: usize },
+    /// Sessions open; nothing is frozen.
+    Opening,
+    /// `Freezing` is being journalled; nothing is frozen.
+    Journalling { stop: Option<Abort> },
+    /// FREEZE was sent to every hold.
+    Acquiring,
+    /// Every hold is FROZEN, snapshots were POSTed.
+    Cutting,
+    /// Every cut was seen, closing texts were sent.
+    Releasing,
+    /// Given up: thaws were sent.
+    Unwinding { why: Abort },
+    /// The last journal entry is being written.
+    Recording { end: End },
+    /// Over.
+    Ended,
+}
+
+/// One member inside the machine.
+#[derive(Clone, Debug)]
+struct Member {
+    evidence: MemberEvidence,
+    post_sent: Option<Mono>,
+    posted: Option<(Mono, String)>,
+    stack_seen: bool,
+    /// A cut that was seen before our own 201 came back.
+    early: Option<(Mono, CutSeen)>,
+    cut: Option<(Mono, CutSeen)>,
+    failed: Option<Abort>,
+}
+
+/// One attempt in progress.
+#[derive(Clone, Debug)]
+pub struct Run {
+    plan: Plan,
+    state: State,
+    holds: Vec<Hold>,
+    members: Vec<Member>,
+    t0: Option<Now>,
+    acquired: Option<Mono>,
+}
+
+impl Run {
+    /// An attempt that has not started.
+    pub fn new(plan: Plan) -> Self {
+        Self {
+            holds: plan.holds.iter().cloned().map(Hold::new).collect(),
+            members: plan
+                .members
+                .iter()
+                .cloned()
+                .map(|evidence| Member {
+                    evidence,
+                    post_sent: None,
+                    posted: None,
+                    stack_seen: false,
+                    early: None,
+                    cut: None,
+                    failed: None,
+                })
+                .collect(),
+            plan,
+            state: State::New,
+            t0: None,
+            acquired: None,
+        }
+    }
+
+    /// What the attempt was given.
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Whether the attempt is over and nothing more may be done for it.
+    pub fn ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
+    /// Whether the application may be frozen now.
+    pub fn frozen(&self) -> bool {
+        self.holds.iter().any(Hold::may_hold)
+    }
+
+    /// Takes one event; answers what is to be done, in order.
+    pub fn step(&mut self, event: Event, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        steps::take(self, event, now, &mut effects);
+        effects
+    }
+}

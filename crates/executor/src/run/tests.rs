@@ -1,0 +1,420 @@
+//! The machine driven by hand: how a freeze goes, and how it ends when something breaks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stillpoint_api::clock::Mono;
+use stillpoint_api::evidence::{ContainerState, HoldAnswer, MemberEvidence};
+use stillpoint_api::template::{LeaseUnit, LocalRule, LocalValue};
+
+use super::*;
+
+struct World {
+    run: Run,
+    now: Duration,
+    sent: Vec<Effect>,
+    timers: Vec<(Mono, Timer)>,
+}
+
+fn hold(index: usize, locks: bool) -> HoldPlan {
+    HoldPlan {
+        application: "db".into(),
+        pod_name: format!("db-{index}"),
+        pod_uid: format!("u{index}"),
+        container: "db".into(),
+        container_state: ContainerState::default(),
+        nonce: format!("n{index}"),
+        locks,
+        lease: Duration::from_secs(10),
+        lease_unit: LeaseUnit::Seconds,
+        local: Some(LocalRule { key: "host".into(), equals: LocalValue::PodHostname }),
+        data_paths: vec!["datadir".into()],
+        mount_paths: vec!["/data".into()],
+    }
+}
+
+fn plan(holds: Vec<HoldPlan>, members: usize) -> Plan {
+    Plan {
+        required: true,
+        max_hold: Duration::from_secs(30),
+        acquire_timeout: Duration::from_secs(15),
+        stack_patience: Duration::from_secs(6),
+        prepares: Vec::new(),
+        holds,
+        members: (0..members)
+            .map(|index| MemberEvidence { claim_name: format!("claim-{index}"), ..MemberEvidence::default() })
+            .collect(),
+    }
+}
+
+fn answer(index: usize) -> HoldAnswer {
+    HoldAnswer {
+        identity: BTreeMap::from([("host".into(), format!("db-{index}")), ("conn".into(), "7".into())]),
+        role: Some("primary".into()),
+        lease: Some("10".into()),
+        ..HoldAnswer::default()
+    }
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        let mut world = Self { run: Run::new(plan), now: Duration::from_secs(100), sent: Vec::new(), timers: Vec::new() };
+        world.take(Event::Start);
+        world
+    }
+
+    fn take(&mut self, event: Event) -> Vec<Effect> {
+        let now = Now {
+            mono: Mono::from_origin(self.now),
+            wall: Timestamp::from_second(1_790_000_000).unwrap(),
+        };
+        let effects = self.run.step(event, now);
+        for effect in &effects {
+            if let Effect::Schedule { timer, at } = effect {
+                self.timers.push((*at, *timer));
+            }
+        }
+        self.sent.extend(effects.iter().cloned());
+        effects
+    }
+
+    /// Lets time pass, firing what is due in order.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let due = self
+                .timers
+                .iter()
+                .enumerate()
+                .filter(|(_, (at, _))| at.since_origin() <= end)
+                .min_by_key(|(_, (at, _))| *at)
+                .map(|(index, _)| index);
+            let Some(index) = due else { break };
+            let (at, timer) = self.timers.remove(index);
+            self.now = self.now.max(at.since_origin());
+            self.take(Event::Timer(timer));
+        }
+        self.now = end;
+    }
+
+    fn say(&mut self, hold: usize, word: Word) -> Vec<Effect> {
+        self.take(Event::HoldSaid { hold: HoldId(hold), word })
+    }
+
+    /// To the point where every hold is frozen and the snapshots are asked for.
+    fn to_cutting(plan: Plan) -> Self {
+        let holds = plan.holds.len();
+        let mut world = Self::new(plan);
+        for index in 0..holds {
+            world.say(index, Word::Ready(answer(index)));
+        }
+        world.take(Event::Written);
+        for index in 0..holds {
+            world.say(index, Word::Frozen(answer(index)));
+        }
+        world
+    }
+
+    fn cut(&mut self, member: usize) -> Vec<Effect> {
+        let uid = format!("s{member}");
+        self.take(Event::Posted { member: MemberId(member), uid: uid.clone() });
+        let cut = CutSeen { snapshot_uid: uid, handle: "h".into(), content: "c".into(), ..CutSeen::default() };
+        self.take(Event::CutSeen { member: MemberId(member), cut })
+    }
+
+    fn end(&self) -> Option<&End> {
+        self.sent.iter().find_map(|effect| if let Effect::End(end) = effect { Some(end) } else { None })
+    }
+
+    fn aborted(&self) -> Option<Reason> {
+        self.sent.iter().find_map(|effect| match effect {
+            Effect::WriteJournal(Entry::Aborted { why, .. }) => Some(why.reason),
+            _ => None,
+        })
+    }
+
+    fn count(&self, wanted: impl Fn(&Effect) -> bool) -> usize {
+        self.sent.iter().filter(|effect| wanted(effect)).count()
+    }
+}
+
+fn is_post(effect: &Effect) -> bool {
+    matches!(effect, Effect::PostSnapshot(_))
+}
+
+fn is_freeze(effect: &Effect) -> bool {
+    matches!(effect, Effect::SendFreeze { .. })
+}
+
+#[test]
+fn a_freeze_is_journalled_before_it_is_sent_and_the_cut_follows_every_lock() {
+    let mut world = World::new(plan(vec![hold(0, true), hold(1, true)], 2));
+    world.say(0, Word::Ready(answer(0)));
+    assert_eq!(world.count(|effect| matches!(effect, Effect::WriteJournal(_))), 0);
+    world.say(1, Word::Ready(answer(1)));
+    assert_eq!(world.sent.last(), Some(&Effect::WriteJournal(Entry::Freezing)));
+    assert_eq!(world.count(is_freeze), 0);
+    world.take(Event::Written);
+    assert_eq!(world.count(is_freeze), 2);
+    world.say(0, Word::Frozen(answer(0)));
+    assert_eq!(world.count(is_post), 0, "one lock is not all locks");
+    world.say(1, Word::Frozen(answer(1)));
+    assert_eq!(world.count(is_post), 2);
+}
+
+#[test]
+fn a_hold_is_released_in_one_write_once_every_cut_was_seen() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 2));
+    assert!(world.cut(0).is_empty(), "one cut is not all cuts");
+    let effects = world.cut(1);
+    assert!(matches!(effects[0], Effect::SendClosing { index: 1, .. }), "{effects:?}");
+    world.take(Event::ClosingWritten { hold: HoldId(0) });
+    world.say(0, Word::Held { index: 1, answer: answer(0) });
+    let effects = world.say(0, Word::Thawed);
+    assert_eq!(effects, vec![Effect::CloseHold(HoldId(0)), Effect::WriteJournal(Entry::Thawed)]);
+    world.take(Event::Written);
+    assert_eq!(world.end(), Some(&End::Thawed));
+    let record = world.run.evidence();
+    assert!(record.holds[0].held.is_some() && record.holds[0].closing_written.is_some());
+    assert!(record.window.unwrap().frozen_seconds.is_some());
+}
+
+#[test]
+fn a_cut_of_somebody_elses_snapshot_does_not_count() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    world.take(Event::Posted { member: MemberId(0), uid: "ours".into() });
+    let foreign = CutSeen { snapshot_uid: "theirs".into(), handle: "h".into(), ..CutSeen::default() };
+    assert!(world.take(Event::CutSeen { member: MemberId(0), cut: foreign }).is_empty());
+    assert!(world.run.frozen());
+}
+
+#[test]
+fn a_cut_that_overtakes_its_201_counts_from_when_it_was_seen() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    let cut = CutSeen { snapshot_uid: "ours".into(), handle: "h".into(), ..CutSeen::default() };
+    assert!(world.take(Event::CutSeen { member: MemberId(0), cut }).is_empty());
+    world.now += Duration::from_millis(5);
+    let effects = world.take(Event::Posted { member: MemberId(0), uid: "ours".into() });
+    assert!(matches!(effects[0], Effect::SendClosing { .. }));
+    let member = &world.run.evidence().members[0];
+    assert!(member.signal < member.posted);
+}
+
+#[test]
+fn beats_renew_the_lease_while_ready_and_while_frozen_but_not_while_acquiring() {
+    let beats = |world: &World| world.count(|effect| matches!(effect, Effect::SendBeat { .. }));
+    let mut world = World::new(plan(vec![hold(0, true)], 1));
+    world.say(0, Word::Ready(answer(0)));
+    world.pass(Duration::from_secs(2));
+    assert_eq!(beats(&world), 1);
+    world.say(0, Word::Held { index: 1, answer: answer(0) });
+    world.take(Event::Written);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(beats(&world), 1, "none between FREEZE and FROZEN");
+    world.say(0, Word::Frozen(answer(0)));
+    world.pass(Duration::from_secs(2));
+    assert_eq!(beats(&world), 2);
+}
+
+#[test]
+fn an_unanswered_beat_is_a_lost_hold_before_the_lease_ends() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    world.take(Event::ContentSeen { member: MemberId(0) });
+    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_millis(6_900));
+    assert!(world.aborted().is_none());
+    assert_eq!(world.count(|effect| matches!(effect, Effect::SendBeat { .. })), 1, "none queued behind it");
+    world.pass(Duration::from_millis(200));
+    assert_eq!(world.aborted(), Some(Reason::HoldLost));
+}
+
+#[test]
+fn a_server_that_changes_under_the_lock_is_a_lost_hold() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    world.take(Event::ContentSeen { member: MemberId(0) });
+    world.pass(Duration::from_secs(2));
+    let mut other = answer(0);
+    other.identity.insert("conn".into(), "8".into());
+    world.say(0, Word::Held { index: 1, answer: other });
+    assert_eq!(world.aborted(), Some(Reason::HoldLost));
+}
+
+#[test]
+fn when_one_hold_dies_the_others_are_thawed_at_once() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true), hold(1, true)], 1));
+    let why = Abort::new(Reason::HoldLost, "the client was killed");
+    let effects = world.take(Event::HoldEnded { hold: HoldId(0), why });
+    assert!(effects.contains(&Effect::SendThaw(HoldId(1))), "{effects:?}");
+    assert!(world.aborted().is_none(), "not over before it is thawed");
+    world.say(1, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::HoldLost));
+}
+
+#[test]
+fn a_lock_that_is_not_acquired_in_time_cuts_nothing() {
+    let mut hasty = plan(vec![hold(0, true), hold(1, true)], 1);
+    hasty.acquire_timeout = Duration::from_secs(4);
+    let mut world = World::new(hasty);
+    world.say(0, Word::Ready(answer(0)));
+    world.say(1, Word::Ready(answer(1)));
+    world.take(Event::Written);
+    world.say(0, Word::Frozen(answer(0)));
+    world.pass(Duration::from_secs(4));
+    assert_eq!(world.count(is_post), 0);
+    assert_eq!(world.count(|effect| matches!(effect, Effect::SendThaw(_))), 2);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.aborted(), Some(Reason::LockNotAcquired));
+}
+
+#[test]
+fn no_cut_by_the_deadline_means_thaw() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    world.take(Event::Posted { member: MemberId(0), uid: "s".into() });
+    world.take(Event::ContentSeen { member: MemberId(0) });
+    for index in 1..=14 {
+        world.pass(Duration::from_secs(2));
+        world.say(0, Word::Held { index, answer: answer(0) });
+    }
+    assert_eq!(world.count(|effect| matches!(effect, Effect::SendThaw(_))), 1);
+    world.say(0, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::CutTimeout));
+}
+
+#[test]
+fn a_silent_snapshot_stack_ends_the_freeze_early() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    world.take(Event::Posted { member: MemberId(0), uid: "s".into() });
+    world.pass(Duration::from_secs(6));
+    world.say(0, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::SnapshotStackSilent));
+}
+
+#[test]
+fn a_refused_snapshot_ends_the_freeze_at_once_when_proof_is_required() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 2));
+    world.cut(0);
+    let effects = world.take(Event::SnapshotFailed { member: MemberId(1), message: "quota".into() });
+    assert!(effects.contains(&Effect::SendThaw(HoldId(0))));
+}
+
+#[test]
+fn a_refused_snapshot_does_not_cost_the_others_when_proof_is_not_required() {
+    let mut relaxed = plan(vec![hold(0, true)], 2);
+    relaxed.required = false;
+    let mut world = World::to_cutting(relaxed);
+    world.take(Event::SnapshotFailed { member: MemberId(1), message: "quota".into() });
+    assert!(world.run.frozen());
+    let effects = world.cut(0);
+    assert!(matches!(effects[0], Effect::SendClosing { .. }));
+}
+
+#[test]
+fn losing_an_observer_after_frozen_costs_no_cut() {
+    let mut world = World::to_cutting(plan(vec![hold(0, false)], 1));
+    world.take(Event::HoldEnded { hold: HoldId(0), why: Abort::new(Reason::HoldLost, "gone") });
+    assert!(world.aborted().is_none());
+    world.cut(0);
+    assert!(world.sent.contains(&Effect::WriteJournal(Entry::Thawed)));
+}
+
+#[test]
+fn a_lease_that_the_server_did_not_take_freezes_nothing() {
+    for lease in [None, Some("0"), Some("11"), Some("many")] {
+        let mut world = World::new(plan(vec![hold(0, true)], 1));
+        let mut said = answer(0);
+        said.lease = lease.map(Into::into);
+        world.say(0, Word::Ready(said));
+        assert_eq!(world.aborted(), Some(Reason::LeaseNotSet), "{lease:?}");
+        assert_eq!(world.count(is_freeze), 0);
+    }
+}
+
+#[test]
+fn a_server_elsewhere_freezes_nothing() {
+    let mut world = World::new(plan(vec![hold(0, true)], 1));
+    let mut said = answer(0);
+    said.identity.insert("host".into(), "proxy".into());
+    world.say(0, Word::Ready(said));
+    assert_eq!(world.aborted(), Some(Reason::HoldNotLocal));
+}
+
+#[test]
+fn data_outside_the_members_freezes_nothing_where_the_opening_text_tells() {
+    let mut world = World::new(plan(vec![hold(0, true)], 1));
+    world.say(0, Word::Evidence { key: "datadir".into(), value: "/database".into() });
+    world.say(0, Word::Ready(answer(0)));
+    assert_eq!(world.aborted(), Some(Reason::PathNotCovered));
+}
+
+#[test]
+fn a_stop_while_the_journal_is_written_freezes_nothing() {
+    let mut world = World::new(plan(vec![hold(0, true)], 1));
+    world.say(0, Word::Ready(answer(0)));
+    world.take(Event::Stop { why: Abort::new(Reason::Shutdown, "stopping") });
+    world.take(Event::Written);
+    assert_eq!(world.count(is_freeze), 0);
+    assert_eq!(world.aborted(), Some(Reason::Shutdown));
+}
+
+#[test]
+fn a_refused_journal_write_freezes_nothing_and_writes_nothing_more() {
+    let mut world = World::new(plan(vec![hold(0, true)], 1));
+    world.say(0, Word::Ready(answer(0)));
+    world.take(Event::WriteRefused { why: "claimed by another".into() });
+    assert_eq!(world.count(is_freeze), 0);
+    assert!(matches!(world.end(), Some(End::Disowned(_))));
+    assert!(world.run.ended());
+}
+
+#[test]
+fn a_shutdown_while_frozen_thaws_first() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    let effects = world.take(Event::Stop { why: Abort::new(Reason::Shutdown, "stopping") });
+    assert_eq!(effects[0], Effect::SendThaw(HoldId(0)));
+    world.say(0, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::Shutdown));
+}
+
+#[test]
+fn thawed_without_being_asked_is_not_believed() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    assert!(world.say(0, Word::Thawed).is_empty());
+    assert!(world.run.frozen());
+}
+
+#[test]
+fn a_thaw_that_is_not_answered_closes_the_stream_and_is_not_called_thawed() {
+    let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
+    world.cut(0);
+    world.pass(THAW_WITHIN);
+    assert!(world.sent.contains(&Effect::CloseHold(HoldId(0))));
+    let unproven = world.sent.iter().any(|effect| {
+        matches!(effect, Effect::WriteJournal(Entry::Aborted { not_proven_thawed, .. }) if *not_proven_thawed == vec![HoldId(0)])
+    });
+    assert!(unproven, "{:?}", world.sent);
+}
+
+#[test]
+fn the_last_beat_cannot_outlive_the_promise() {
+    let mut short = plan(vec![hold(0, true)], 1);
+    short.max_hold = Duration::from_secs(5);
+    let mut world = World::to_cutting(short);
+    world.take(Event::ContentSeen { member: MemberId(0) });
+    world.pass(Duration::from_secs(2));
+    let leases: Vec<Duration> = world
+        .sent
+        .iter()
+        .filter_map(|effect| if let Effect::SendBeat { lease, .. } = effect { Some(*lease) } else { None })
+        .collect();
+    assert!(leases.iter().all(|lease| *lease <= Duration::from_secs(8)), "{leases:?}");
+}
+
+#[test]
+fn without_holds_the_cut_follows_the_journal() {
+    let mut world = World::new(plan(Vec::new(), 1));
+    world.take(Event::Written);
+    assert_eq!(world.count(is_post), 1);
+    world.cut(0);
+    assert!(world.sent.contains(&Effect::WriteJournal(Entry::Thawed)));
+}

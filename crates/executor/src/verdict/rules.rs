@@ -1,0 +1,525 @@
+//! The ten rules (docs/design/freeze.md §4), each a pure check of one application's evidence.
+//!
+//! Rules 1, 2, 3, 5 and 10 speak of a lock. An application without one (an observer, or nothing held) is
+//! `Application` by rules 4 and 6 to 9 and its template's `crashSafe`; for it they hold as *not needed*.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stillpoint_api::evidence::{CutKind, HoldAnswer, HoldEvidence, HoldKind, MemberEvidence, Offset};
+use stillpoint_api::policy::Continuity;
+use stillpoint_api::template::{DataTime, Layout, LocalValue, Setting};
+
+use super::{CUT_TIME_TOLERANCE, CUT_TIME_TRUNCATION, Case};
+
+/// One rule.
+pub(super) struct Rule {
+    pub(super) number: u8,
+    pub(super) check: fn(&Case<'_>) -> Checked,
+}
+
+/// The rules in order.
+pub(super) const RULES: [Rule; 10] = [
+    Rule { number: 1, check: frozen_before_the_first_post },
+    Rule { number: 2, check: cut_before_the_first_thaw },
+    Rule { number: 3, check: closing_proof },
+    Rule { number: 4, check: the_hold_covers_the_cut },
+    Rule { number: 5, check: within_the_budget },
+    Rule { number: 6, check: cut_times_agree },
+    Rule { number: 7, check: ready_and_bound },
+    Rule { number: 8, check: atomic_for_this_application },
+    Rule { number: 9, check: durable },
+    Rule { number: 10, check: continuous },
+];
+
+/// What a rule found.
+pub(super) struct Checked {
+    pub(super) holds: bool,
+    pub(super) finding: String,
+    /// A contradiction: the point is worth nothing, whatever else holds.
+    pub(super) void: bool,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Checked {
+    fn proved(finding: impl Into<String>) -> Self {
+        Self { holds: true, finding: finding.into(), void: false, warnings: Vec::new() }
+    }
+
+    fn missing(finding: impl Into<String>) -> Self {
+        Self { holds: false, finding: finding.into(), void: false, warnings: Vec::new() }
+    }
+
+    fn contradiction(finding: impl Into<String>) -> Self {
+        Self { holds: false, finding: finding.into(), void: true, warnings: Vec::new() }
+    }
+
+    fn warn(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
+    }
+}
+
+const NOT_NEEDED: &str = "not needed: nothing is locked";
+
+fn pod(hold: &HoldEvidence) -> String {
+    format!("{}/{}", hold.pod_name, hold.container)
+}
+
+fn millis(offset: Offset) -> String {
+    format!("{:.1} ms", offset.0 as f64 / 1e3)
+}
+
+/// 1: every hold's FROZEN was received before the first snapshot POST of its stage was sent.
+fn frozen_before_the_first_post(case: &Case<'_>) -> Checked {
+    if !case.locks() {
+        return Checked::proved(NOT_NEEDED);
+    }
+    let Some(first_post) = case.members.iter().filter_map(|member| member.post_sent).min() else {
+        return Checked::missing("no snapshot was posted");
+    };
+    if case.holds.is_empty() {
+        return Checked::missing("there is no record of a hold");
+    }
+    let mut last = Offset(i64::MIN);
+    for hold in &case.holds {
+        match &hold.frozen {
+            None => return Checked::missing(format!("{} never answered FROZEN", pod(hold))),
+            Some(frozen) if frozen.at >= first_post => {
+                return Checked::missing(format!(
+                    "{} answered FROZEN at {}, after the first snapshot was posted at {}",
+                    pod(hold),
+                    millis(frozen.at),
+                    millis(first_post)
+                ));
+            }
+            Some(frozen) => last = last.max(frozen.at),
+        }
+    }
+    Checked::proved(format!("FROZEN at {}, first snapshot posted at {}", millis(last), millis(first_post)))
+}
+
+/// 2: every member's cut signal was received before the first THAW was sent.
+fn cut_before_the_first_thaw(case: &Case<'_>) -> Checked {
+    if !case.locks() {
+        return Checked::proved(NOT_NEEDED);
+    }
+    let Some(first_thaw) = case.holds.iter().filter_map(|hold| hold.thaw_sent).min() else {
+        return Checked::missing("there is no record of a thaw");
+    };
+    let mut last = Offset(i64::MIN);
+    for member in &case.members {
+        match member.signal {
+            None => return Checked::missing(format!("claim {} was never seen cut", member.claim_name)),
+            Some(signal) if signal >= first_thaw => {
+                return Checked::missing(format!(
+                    "the cut of claim {} was seen at {}, after the first thaw at {}",
+                    member.claim_name,
+                    millis(signal),
+                    millis(first_thaw)
+                ));
+            }
+            Some(signal) => last = last.max(signal),
+        }
+    }
+    if case.members.is_empty() {
+        return Checked::missing("nothing was cut");
+    }
+    Checked::proved(format!("last cut seen at {}, first thaw sent at {}", millis(last), millis(first_thaw)))
+}
+
+/// 3: every hold answered its closing beat, sent after the last cut signal was processed, then THAWED to its own
+/// nonce, on the same stream, with the identity and role of FROZEN.
+fn closing_proof(case: &Case<'_>) -> Checked {
+    if !case.locks() {
+        return Checked::proved(NOT_NEEDED);
+    }
+    let Some(last_signal) = case.evidence.members.iter().filter_map(|member| member.signal).max() else {
+        return Checked::missing("nothing was cut");
+    };
+    for hold in &case.holds {
+        if let Some(why) = closing_gap(hold, last_signal) {
+            return Checked::missing(format!("{}: {why}", pod(hold)));
+        }
+    }
+    if case.holds.is_empty() {
+        return Checked::missing("there is no record of a hold");
+    }
+    Checked::proved("every hold answered its closing beat and then THAWED, with the identity of FROZEN")
+}
+
+fn closing_gap(hold: &HoldEvidence, last_signal: Offset) -> Option<String> {
+    let (Some(frozen), Some(sent)) = (&hold.frozen, hold.closing_sent) else {
+        return Some("no closing beat was sent".into());
+    };
+    if sent < last_signal {
+        return Some("the closing beat was sent before the last cut was seen".into());
+    }
+    if hold.closing_written.is_none() {
+        return Some("the closing text was not written completely".into());
+    }
+    let Some(held) = &hold.held else {
+        return Some("the closing beat was never answered".into());
+    };
+    if held.identity != frozen.identity || held.identity.is_empty() {
+        return Some(format!("the server changed: FROZEN said {:?}, HELD said {:?}", frozen.identity, held.identity));
+    }
+    if held.role != frozen.role {
+        return Some(format!("the role changed from {:?} to {:?}", frozen.role, held.role));
+    }
+    let Some(thawed) = hold.thawed else {
+        return Some("it never answered THAWED".into());
+    };
+    (held.at < sent || thawed < held.at).then(|| "its answers came in the wrong order".into())
+}
+
+/// 4: the hold covers the cut: local server, written paths on members, the cut volume is the mounted one, and pods
+/// and containers are the same at READY and THAWED.
+fn the_hold_covers_the_cut(case: &Case<'_>) -> Checked {
+    let mut warnings = Vec::new();
+    if !cut_volume_is_the_mounted_one(case) {
+        return Checked::contradiction("a snapshot was cut from another volume than the one the pod mounts");
+    }
+    if case.members.is_empty() {
+        return Checked::missing("the application has no members");
+    }
+    let application = case.application;
+    if application.pods_at_ready.is_empty() || application.pods_at_ready != application.pods_at_thawed {
+        return Checked::missing(format!(
+            "the selected pods changed from {:?} to {:?}",
+            application.pods_at_ready, application.pods_at_thawed
+        ));
+    }
+    if application.hold == HoldKind::None {
+        return Checked::proved("the cut volumes are the mounted ones, and the pods stayed the same");
+    }
+    if case.holds.is_empty() {
+        return Checked::missing("there is no record of a hold");
+    }
+    for hold in &case.holds {
+        if hold.container_at_ready.is_none() || hold.container_at_ready != hold.container_at_thawed {
+            return Checked::missing(format!("{} is not the container it was at READY", pod(hold)));
+        }
+        if let Some(why) = not_local(case, hold) {
+            return Checked::missing(format!("{}: {why}", pod(hold)));
+        }
+        if let Some(why) = uncovered_path(case, hold) {
+            return Checked::missing(format!("{}: {why}", pod(hold)));
+        }
+    }
+    if !application.data_paths.is_empty() {
+        warnings.push(format!(
+            "{}: only {} was checked to lie on a member; other paths the server writes are not checked",
+            application.name,
+            application.data_paths.join(", ")
+        ));
+    }
+    Checked::proved("local server, its data directory on a member, the same pods and containers throughout")
+        .warn(warnings)
+}
+
+/// Whether every content was made from the volume that the pod mounts.
+pub(super) fn cut_volume_is_the_mounted_one(case: &Case<'_>) -> bool {
+    case.members.iter().all(|member| {
+        !member.volume_handle.is_empty()
+            && member.content_volume_handle.as_deref().is_none_or(|handle| handle == member.volume_handle)
+            && (member.signal.is_none() || member.content_volume_handle.is_some())
+    })
+}
+
+/// Whether the server says that it is this container's.
+pub(crate) fn local_gap(
+    rule: Option<&stillpoint_api::template::LocalRule>,
+    pod_name: &str,
+    answer: &HoldAnswer,
+) -> Option<String> {
+    let Some(rule) = rule else {
+        return Some("the template does not say how the server tells that it is local".into());
+    };
+    let said = answer.identity.get(&rule.key).map_or("", String::as_str);
+    let local = match rule.equals {
+        LocalValue::True => ["true", "t", "1"].contains(&said),
+        LocalValue::PodHostname => said == pod_name,
+    };
+    (!local).then(|| format!("the server is not this container's: it says {}={said:?}", rule.key))
+}
+
+fn not_local(case: &Case<'_>, hold: &HoldEvidence) -> Option<String> {
+    let answer = hold.frozen.as_ref().or(hold.ready.as_ref())?;
+    local_gap(case.application.local.as_ref(), &hold.pod_name, answer)
+}
+
+fn uncovered_path(case: &Case<'_>, hold: &HoldEvidence) -> Option<String> {
+    path_gap(
+        &case.application.data_paths,
+        &hold.facts,
+        case.members.iter().filter(|member| member.pod_uid == hold.pod_uid).flat_map(|member| &member.mount_paths),
+    )
+}
+
+/// Which path the server writes is on no member, if any.
+pub(crate) fn path_gap<'m>(
+    names: &[String],
+    facts: &std::collections::BTreeMap<String, String>,
+    mounts: impl Iterator<Item = &'m String> + Clone,
+) -> Option<String> {
+    for name in names {
+        let Some(path) = facts.get(name) else {
+            return Some(format!("it did not tell its {name}"));
+        };
+        let lies_on = |mount: &&String| {
+            let mount = mount.trim_end_matches('/');
+            path == mount || path.strip_prefix(mount).is_some_and(|rest| rest.starts_with('/'))
+        };
+        if !mounts.clone().any(|mount| lies_on(&mount)) {
+            return Some(format!("its {name} {path} is on no snapshotted volume"));
+        }
+    }
+    None
+}
+
+/// 5: t3 − t0 ≤ maxHold, on our clock and on the server's where it gives one.
+fn within_the_budget(case: &Case<'_>) -> Checked {
+    if !case.locks() {
+        return Checked::proved(NOT_NEEDED);
+    }
+    let most = Duration::from_millis(case.evidence.resolved.max_hold_millis);
+    let Some(end) = case.holds.iter().map(|hold| hold.thawed).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max())
+    else {
+        return Checked::missing("a hold never answered THAWED: its length is not known");
+    };
+    let took = Duration::from_micros(u64::try_from(end.0).unwrap_or(0));
+    if took > most {
+        return Checked::missing(format!("the hold took {took:?}, more than maxHold {most:?}"));
+    }
+    for hold in &case.holds {
+        let clocks = (hold.frozen.as_ref().and_then(|answer| answer.clock), hold.held.as_ref().and_then(|answer| answer.clock));
+        if let (Some(begin), Some(end)) = clocks {
+            let server = Duration::from_micros(u64::try_from(end - begin).unwrap_or(0));
+            if server > most {
+                return Checked::missing(format!("{} counted {server:?} on its own clock, more than maxHold {most:?}", pod(hold)));
+            }
+        }
+    }
+    Checked::proved(format!("held for {:.1} ms of {} ms", took.as_secs_f64() * 1e3, most.as_millis()))
+}
+
+/// 6: the driver's cut time is not before t1, and what was seen at settle is what was seen at the cut.
+fn cut_times_agree(case: &Case<'_>) -> Checked {
+    let mut warnings = Vec::new();
+    let Some(posted) = case.evidence.window.cut_start.and_then(|offset| case.evidence.wall(offset)) else {
+        return Checked::missing("there is no record of the first snapshot request");
+    };
+    for member in &case.members {
+        if let Some(settled) = &member.settled
+            && (settled.handle != member.handle || settled.creation_time != member.creation_time)
+        {
+            return Checked::contradiction(format!(
+                "claim {}: handle or cut time changed between the cut ({:?}, {:?}) and the end ({:?}, {:?})",
+                member.claim_name, member.handle, member.creation_time, settled.handle, settled.creation_time
+            ));
+        }
+        let Some(cut) = driver_cut_time(member) else { continue };
+        let tolerance = CUT_TIME_TOLERANCE + CUT_TIME_TRUNCATION;
+        if cut.duration_since(posted) < -jiff::SignedDuration::try_from(tolerance).unwrap_or_default() {
+            return Checked::contradiction(format!(
+                "claim {}: the driver says it cut at {cut}, before the snapshot was asked for at {posted}",
+                member.claim_name
+            ));
+        }
+        if let Some(signal) = member.signal.and_then(|signal| case.evidence.wall(signal))
+            && cut > signal
+        {
+            warnings.push(format!(
+                "claim {}: the driver says it cut at {cut}, after we were told at {signal}; clocks differ",
+                member.claim_name
+            ));
+        }
+    }
+    Checked::proved("no cut time contradicts the order of events").warn(warnings)
+}
+
+/// The driver's own cut time; none where it is missing or the zero of some calendar.
+pub(crate) fn driver_cut_time(member: &MemberEvidence) -> Option<Timestamp> {
+    // A nil timestamp becomes 1970 in the sidecar; nobody took snapshots before 2001 (csi facts, §1.3).
+    const PLAUSIBLE: i64 = 978_307_200_000_000_000;
+    let nanos = member.creation_time.filter(|nanos| *nanos > PLAUSIBLE)?;
+    Timestamp::from_nanosecond(i128::from(nanos)).ok()
+}
+
+/// 7: all members became ready, bound both ways, with a size where one is reported.
+fn ready_and_bound(case: &Case<'_>) -> Checked {
+    for member in &case.members {
+        let claim = &member.claim_name;
+        let Some(settled) = &member.settled else {
+            return Checked::missing(format!("claim {claim}: its snapshot never became ready"));
+        };
+        if settled.ready_at.is_none() {
+            return Checked::missing(format!("claim {claim}: its snapshot never became ready"));
+        }
+        if !settled.bound {
+            return Checked::missing(format!("claim {claim}: snapshot and content do not name each other"));
+        }
+        if settled.restore_size.is_some_and(|size| size <= 0) {
+            return Checked::missing(format!("claim {claim}: its snapshot is reported as empty"));
+        }
+    }
+    if case.members.is_empty() {
+        return Checked::missing("the application has no members");
+    }
+    Checked::proved(format!("{} ready and bound both ways", count(case.members.len(), "snapshot")))
+}
+
+fn count(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+pub(super) fn all_cuts_atomic(case: &Case<'_>) -> bool {
+    case.members.iter().all(|member| member.storage.cut == CutKind::Atomic)
+}
+
+pub(super) fn all_cut(case: &Case<'_>) -> bool {
+    case.members.iter().all(|member| member.signal.is_some())
+}
+
+/// 8: the cut was atomic for this application.
+fn atomic_for_this_application(case: &Case<'_>) -> Checked {
+    let application = case.application;
+    if let Some(member) = case.members.iter().find(|member| member.storage.cut == CutKind::Copy) {
+        let unlisted = if member.storage.reason.is_empty() { ", which is not in the storage table" } else { "" };
+        if application.copy_safe.is_empty() || !case.locks() {
+            return Checked::missing(format!(
+                "claim {}: driver {}{unlisted} counts as a file by file copy, and the template is not proven for that; \
+                 an operator who knows better says so with --storage-trust",
+                member.claim_name, member.driver
+            ));
+        }
+    }
+    if case.members.len() > 1 && !(case.locks() && application.layout == Layout::AnyUnderLock) {
+        return Checked::missing(format!(
+            "{} volumes were cut one by one, and the template is proven for one",
+            case.members.len()
+        ));
+    }
+    if !case.locks() && application.crash_safe.is_empty() {
+        return Checked::missing("nothing was locked, and the template does not say that the engine recovers");
+    }
+    let why = case.members.iter().map(|member| member.storage.reason.as_str()).next().unwrap_or("");
+    Checked::proved(format!("{} cut atomically ({why})", count(case.members.len(), "volume")))
+}
+
+/// 9: what was frozen was durable.
+fn durable(case: &Case<'_>) -> Checked {
+    let application = case.application;
+    if application.data_time == DataTime::Prepare {
+        return if application.prepared_at.is_some() {
+            Checked::proved("the point stands for the end of prepare's flush")
+        } else {
+            Checked::missing("the end of prepare's flush is not known")
+        };
+    }
+    if application.crash_safe.is_empty() {
+        return Checked::missing("the template neither reads the settings that make a commit durable nor has a barrier");
+    }
+    if application.settings.is_empty() {
+        return Checked::proved(format!("durable by design: {}", application.crash_safe));
+    }
+    if case.holds.is_empty() {
+        return Checked::missing("no hold told the settings that make a commit durable");
+    }
+    for hold in &case.holds {
+        for setting in &application.settings {
+            match setting_gap(setting, hold) {
+                None => {}
+                Some(SettingGap::Unread) => {
+                    return Checked::missing(format!("{} did not tell {}", pod(hold), setting.name));
+                }
+                Some(SettingGap::Contradicted(value)) => {
+                    let finding = format!(
+                        "{}: {}={value}, so an acknowledged commit may not be durable (needs {})",
+                        pod(hold),
+                        setting.name,
+                        setting.allowed.join(" or ")
+                    );
+                    // Under a lock the copy is still what a power failure would have left; without one the claim
+                    // that the engine recovers is void.
+                    return if case.locks() { Checked::missing(finding) } else { Checked::contradiction(finding) };
+                }
+            }
+        }
+    }
+    Checked::proved(format!(
+        "{} read in this run",
+        application.settings.iter().map(|setting| setting.name.as_str()).collect::<Vec<_>>().join(", ")
+    ))
+}
+
+enum SettingGap {
+    Unread,
+    Contradicted(String),
+}
+
+fn setting_gap(setting: &Setting, hold: &HoldEvidence) -> Option<SettingGap> {
+    let is_one_of = |value: &str, values: &[String]| values.iter().any(|one| one.eq_ignore_ascii_case(value));
+    if let Some(condition) = &setting.when {
+        match hold.facts.get(&condition.name) {
+            None => return Some(SettingGap::Unread),
+            Some(value) if !is_one_of(value, &condition.values) => return None,
+            Some(_) => {}
+        }
+    }
+    match hold.facts.get(&setting.name) {
+        None => Some(SettingGap::Unread),
+        Some(value) if is_one_of(value, &setting.allowed) => None,
+        Some(value) => Some(SettingGap::Contradicted(value.clone())),
+    }
+}
+
+/// The weakest grade of the application's holds.
+pub(super) fn continuity(case: &Case<'_>) -> Continuity {
+    case.holds.iter().map(|hold| grade(case, hold)).min().unwrap_or_default()
+}
+
+fn positions<'h>(case: &Case<'_>, hold: &'h HoldEvidence) -> Option<(&'h str, &'h str)> {
+    let key = case.application.position.as_ref()?;
+    let of = |answer: Option<&'h HoldAnswer>| answer.and_then(|answer| answer.position.get(key)).map(String::as_str);
+    let (begin, end) = (of(hold.frozen.as_ref())?, of(hold.held.as_ref())?);
+    // `off`: the counter does not run.
+    let counts = |value: &str| !value.is_empty() && !value.eq_ignore_ascii_case("off") && !value.eq_ignore_ascii_case("null");
+    (counts(begin) && counts(end)).then_some((begin, end))
+}
+
+fn grade(case: &Case<'_>, hold: &HoldEvidence) -> Continuity {
+    if positions(case, hold).is_some_and(|(begin, end)| begin == end) {
+        Continuity::Position
+    } else if !case.application.thaw_proves_lock.is_empty() && hold.thawed.is_some() {
+        Continuity::Lock
+    } else {
+        Continuity::Declared
+    }
+}
+
+/// 10: continuity of the lock, at least as good as asked for.
+fn continuous(case: &Case<'_>) -> Checked {
+    if !case.locks() {
+        return Checked::proved(NOT_NEEDED);
+    }
+    for hold in &case.holds {
+        if let Some((begin, end)) = positions(case, hold)
+            && begin != end
+        {
+            return Checked::contradiction(format!("{}: something was committed under the lock: {begin} → {end}", pod(hold)));
+        }
+    }
+    let grade = continuity(case);
+    let least = case.evidence.resolved.min_continuity;
+    if grade < least {
+        return Checked::missing(format!("the lock is proven as {grade:?}, and {least:?} is asked for"));
+    }
+    Checked::proved(match grade {
+        Continuity::Position => "Position: a counter that only a commit moves stood still".to_owned(),
+        Continuity::Lock => format!("Lock: {}", case.application.thaw_proves_lock),
+        Continuity::State => "State: a probe saw the frozen state at the end".to_owned(),
+        Continuity::Declared => "Declared: the template's author vouches for it".to_owned(),
+    })
+}
