@@ -1,0 +1,464 @@
+//! The snapshot controller, its sidecar and the driver in one. The cut is a copy of the directory while every process
+//! of every pod that mounts the claim is stopped; it is atomic for that reason, and its duration is no figure.
+//!
+//! Guarantees: a handle appears on a content only after its cut; the processes continue after every cut, failed ones
+//! included; each cut is in the ledger before its handle is visible.
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::admission::{add_finalizer, remove_finalizer};
+use crate::error::ApiError;
+use crate::events;
+use crate::kubelet::Kubelet;
+use crate::resources::Resource;
+use crate::store::{Deletion, Half, Store, has_finalizers};
+use crate::volumes::{DRIVER, copy, parse_quantity};
+
+const SNAPSHOTS: &str = "volumesnapshots.snapshot.storage.k8s.io";
+const CONTENTS: &str = "volumesnapshotcontents.snapshot.storage.k8s.io";
+const CLASSES: &str = "volumesnapshotclasses.snapshot.storage.k8s.io";
+
+const AS_SOURCE: &str = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection";
+const BOUND: &str = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection";
+const CONTENT_BOUND: &str = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
+
+/// How often a failed cut is tried again, as the sidecar's first retry.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How the simulated driver behaves; change it at any time.
+#[derive(Clone, Debug, Default)]
+pub struct Knobs {
+    /// Time between the request and the cut.
+    pub pre_cut_delay: Duration,
+    /// Time between the cut and `readyToUse`.
+    pub ready_delay: Duration,
+    /// So many next cuts fail with this message.
+    pub fail_next: u32,
+    /// The message of failed cuts.
+    pub failure: String,
+    /// The sidecar is down: contents are made, nothing is cut until this is false again.
+    pub sidecar_down: bool,
+}
+
+/// One line of the ledger, in the shape of the real test driver's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerEntry {
+    /// When the event was complete.
+    pub at: Timestamp,
+    /// `cut` or `delete`.
+    pub event: String,
+    /// The volume's handle.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub volume: String,
+    /// The snapshot's handle.
+    pub snapshot: String,
+    /// `snapshot-<uid of the VolumeSnapshot>`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// All processes were stopped before this; the content belongs to `[cutStart, at]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_start: Option<Timestamp>,
+}
+
+/// The snapshot stack.
+pub(crate) struct Snapshots {
+    pub store: Arc<Store>,
+    pub kubelet: Option<Arc<Kubelet>>,
+    pub root: PathBuf,
+    pub knobs: Arc<Mutex<Knobs>>,
+    pub ledger: Mutex<()>,
+    pub cutting: Mutex<HashSet<String>>,
+}
+
+impl Snapshots {
+    /// Reconciles snapshots and contents after every change. Runs until it is dropped; cuts under way are then
+    /// dropped too, and the pods continue.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut changed = self.store.subscribe_all();
+        let mut cuts = tokio::task::JoinSet::new();
+        loop {
+            changed.borrow_and_update();
+            for snapshot in self.store.all(SNAPSHOTS) {
+                if let Err(error) = self.reconcile_snapshot(&snapshot) {
+                    self.report(&snapshot, &error);
+                }
+            }
+            for content in self.store.all(CONTENTS) {
+                if !content["metadata"]["deletionTimestamp"].is_null() {
+                    self.release_content(&content).await;
+                } else if self.wants_cut(&content) {
+                    let uid = text(&content["metadata"]["uid"]);
+                    if self.cutting.lock().unwrap_or_else(PoisonError::into_inner).insert(uid) {
+                        cuts.spawn(Arc::clone(&self).cut_until_done(content));
+                    }
+                }
+            }
+            tokio::select! {
+                alive = changed.changed() => if alive.is_err() { return },
+                Some(_) = cuts.join_next() => {}
+            }
+        }
+    }
+
+    fn wants_cut(&self, content: &Value) -> bool {
+        content["spec"]["driver"] == DRIVER
+            && content["spec"]["source"]["volumeHandle"].is_string()
+            && content["status"]["readyToUse"] != true
+            && content["spec"]["volumeSnapshotRef"]["uid"].is_string()
+    }
+
+    /// One snapshot: finalizers, its content, its status, its end.
+    fn reconcile_snapshot(&self, snapshot: &Value) -> Result<(), String> {
+        if !snapshot["metadata"]["deletionTimestamp"].is_null() {
+            return self.release_snapshot(snapshot);
+        }
+        let uid = text(&snapshot["metadata"]["uid"]);
+        let source = &snapshot["spec"]["source"];
+        let content_name = match source["volumeSnapshotContentName"].as_str() {
+            Some(name) => name.to_owned(),
+            None => format!("snapcontent-{uid}"),
+        };
+        let content = self.store.find(CONTENTS, "", &content_name);
+        let content = match (content, source["persistentVolumeClaimName"].as_str()) {
+            (Some(content), None) => self.adopt(snapshot, &content)?,
+            (None, None) => return Err(format!("snapshot content {content_name} not found")),
+            (Some(content), Some(_)) => content,
+            (None, Some(claim)) => self.make_content(snapshot, claim, &content_name)?,
+        };
+        self.change(SNAPSHOTS, snapshot, |snapshot| {
+            add_finalizer(snapshot, AS_SOURCE);
+            add_finalizer(snapshot, BOUND);
+        });
+        let seen = &content["status"];
+        self.change(SNAPSHOTS, snapshot, |snapshot| {
+            let mut status = json!({
+                "boundVolumeSnapshotContentName": content_name, "readyToUse": seen["readyToUse"] == true,
+            });
+            if let Some(cut) = seen["creationTime"].as_i64() {
+                let cut = Timestamp::from_nanosecond(i128::from(cut)).unwrap_or(Timestamp::UNIX_EPOCH);
+                status["creationTime"] = json!(cut.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            }
+            if let Some(size) = seen["restoreSize"].as_u64() {
+                status["restoreSize"] = json!(quantity(size));
+            }
+            if !seen["error"].is_null() {
+                status["error"] = seen["error"].clone();
+            }
+            snapshot["status"] = status;
+        });
+        Ok(())
+    }
+
+    fn make_content(&self, snapshot: &Value, claim: &str, name: &str) -> Result<Arc<Value>, String> {
+        let meta = &snapshot["metadata"];
+        let namespace = text(&meta["namespace"]);
+        let class = self.class_of(snapshot)?;
+        let claim_object = self.store.find("persistentvolumeclaims", &namespace, claim);
+        let claim_object = claim_object.ok_or_else(|| {
+            format!("failed to get input parameters to create snapshot: persistentvolumeclaim \"{claim}\" not found")
+        })?;
+        let volume = text(&claim_object["spec"]["volumeName"]);
+        let volume = self.store.find("persistentvolumes", "", &volume);
+        let volume = volume.ok_or_else(|| format!("the PVC {claim} is not yet bound to a PV"))?;
+        if volume["spec"]["csi"]["driver"] != class["driver"] {
+            return Err(format!("the driver of PVC {claim} is not that of the VolumeSnapshotClass"));
+        }
+        let contents = self.resource(CONTENTS)?;
+        let content = json!({
+            "apiVersion": contents.api_version(), "kind": contents.kind,
+            "metadata": {"name": name, "finalizers": [CONTENT_BOUND]},
+            "spec": {
+                "deletionPolicy": class["deletionPolicy"], "driver": class["driver"],
+                "source": {"volumeHandle": volume["spec"]["csi"]["volumeHandle"]},
+                "sourceVolumeMode": "Filesystem", "volumeSnapshotClassName": class["metadata"]["name"],
+                "volumeSnapshotRef": {
+                    "apiVersion": snapshot["apiVersion"], "kind": "VolumeSnapshot", "namespace": namespace,
+                    "name": meta["name"], "uid": meta["uid"], "resourceVersion": meta["resourceVersion"],
+                },
+            },
+        });
+        self.store.create(&contents, "", content, false).map_err(|error| error.message)
+    }
+
+    fn class_of(&self, snapshot: &Value) -> Result<Arc<Value>, String> {
+        match snapshot["spec"]["volumeSnapshotClassName"].as_str() {
+            Some(name) => self.store.find(CLASSES, "", name).ok_or_else(|| {
+                format!("failed to get input parameters to create snapshot: volumesnapshotclass \"{name}\" not found")
+            }),
+            None => {
+                let default = |class: &Arc<Value>| {
+                    class["metadata"]["annotations"]["snapshot.storage.kubernetes.io/is-default-class"] == "true"
+                };
+                let found = self.store.all(CLASSES).into_iter().find(default);
+                found.ok_or_else(|| "cannot find default snapshot class".to_owned())
+            }
+        }
+    }
+
+    /// Binds a content that exists already to the snapshot that names it.
+    fn adopt(&self, snapshot: &Value, content: &Value) -> Result<Arc<Value>, String> {
+        let (meta, reference) = (&snapshot["metadata"], &content["spec"]["volumeSnapshotRef"]);
+        if reference["name"] != meta["name"] || reference["namespace"] != meta["namespace"] {
+            return Err("VolumeSnapshotContent is bound to a different VolumeSnapshot".to_owned());
+        }
+        if reference["uid"].as_str().is_some_and(|uid| !uid.is_empty() && meta["uid"] != uid) {
+            return Err("VolumeSnapshotContent is bound to a VolumeSnapshot of another uid".to_owned());
+        }
+        let handle = text(&content["spec"]["source"]["snapshotHandle"]);
+        if !self.root.join("snapshots").join(&handle).is_dir() {
+            return Err(format!("snapshot handle {handle:?} does not exist"));
+        }
+        let now = self.nanos();
+        self.change(CONTENTS, content, |content| {
+            add_finalizer(content, CONTENT_BOUND);
+            content["spec"]["volumeSnapshotRef"]["uid"] = meta["uid"].clone();
+            if content["status"].is_null() {
+                content["status"] = json!({"snapshotHandle": handle, "creationTime": now, "readyToUse": true});
+            }
+        });
+        let name = text(&content["metadata"]["name"]);
+        self.store.find(CONTENTS, "", &name).ok_or_else(|| format!("content {name} went away"))
+    }
+
+    async fn cut_until_done(self: Arc<Self>, content: Arc<Value>) {
+        let name = text(&content["metadata"]["name"]);
+        loop {
+            let done = match self.cut(&content).await {
+                Ok(()) => true,
+                Err(why) => {
+                    let why = format!("Failed to check and update snapshot content: {why}");
+                    let now = self.store.now();
+                    self.change(CONTENTS, &content, |content| {
+                        content["status"]["error"] = json!({"message": why, "time": now});
+                        content["status"]["readyToUse"] = json!(false);
+                    });
+                    false
+                }
+            };
+            // The snapshot follows its content only while that exists and is wanted.
+            let wanted = self.store.find(CONTENTS, "", &name).is_some_and(|now| {
+                now["metadata"]["uid"] == content["metadata"]["uid"] && now["metadata"]["deletionTimestamp"].is_null()
+            });
+            if done || !wanted {
+                break;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        let uid = text(&content["metadata"]["uid"]);
+        self.cutting.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+        // Something to see for the loop: a content that was deleted meanwhile can go now.
+        self.store.collect.notify_one();
+        if let Some(now) = self.store.find(CONTENTS, "", &name)
+            && !now["metadata"]["deletionTimestamp"].is_null()
+        {
+            self.release_content(&now).await;
+        }
+    }
+
+    async fn cut(&self, content: &Value) -> Result<(), String> {
+        let knobs = self.knobs();
+        if knobs.sidecar_down {
+            futures::future::pending::<()>().await;
+        }
+        tokio::time::sleep(knobs.pre_cut_delay).await;
+        {
+            let mut knobs = self.knobs.lock().unwrap_or_else(PoisonError::into_inner);
+            if knobs.fail_next > 0 {
+                knobs.fail_next -= 1;
+                return Err(format!("rpc error: code = Internal desc = {}", knobs.failure));
+            }
+        }
+        let uid = text(&content["spec"]["volumeSnapshotRef"]["uid"]);
+        let volume = text(&content["spec"]["source"]["volumeHandle"]);
+        let (name, handle) = (format!("snapshot-{uid}"), format!("snap-{uid}"));
+        let target = self.root.join("snapshots").join(&handle);
+        let (object, cut) = self.copy_stopped(&volume, &handle, &name, target).await?;
+        let size = object["spec"]["capacity"]["storage"].as_str().and_then(parse_quantity).unwrap_or(0);
+        let write = |ready: bool| {
+            self.change(CONTENTS, content, |content| {
+                content["status"] = json!({
+                    "snapshotHandle": handle, "creationTime": cut, "readyToUse": ready, "restoreSize": size,
+                });
+            });
+        };
+        if !knobs.ready_delay.is_zero() {
+            write(false);
+            tokio::time::sleep(knobs.ready_delay).await;
+        }
+        write(true);
+        Ok(())
+    }
+
+    /// The cut itself: stop, copy, write the ledger, continue. The answer is the volume and the time of the cut.
+    async fn copy_stopped(
+        &self,
+        volume: &str,
+        handle: &str,
+        name: &str,
+        target: PathBuf,
+    ) -> Result<(Arc<Value>, i64), String> {
+        let of_volume = |object: &Arc<Value>| object["spec"]["csi"]["volumeHandle"] == volume;
+        let object = self.store.all("persistentvolumes").into_iter().find(of_volume);
+        let object = object.ok_or_else(|| format!("volume {volume} does not exist"))?;
+        let claim = &object["spec"]["claimRef"];
+        let stopped = match &self.kubelet {
+            Some(kubelet) => {
+                let pods = kubelet.pods_mounting(&text(&claim["namespace"]), &text(&claim["name"]));
+                Some(kubelet.processes.stop(&pods).await?)
+            }
+            None => None,
+        };
+        let start = self.store.clock.wall();
+        let copied = copy(&self.root.join("volumes").join(volume), &target).await;
+        let at = self.store.clock.wall();
+        drop(stopped);
+        copied?;
+        let entry = LedgerEntry {
+            at,
+            event: "cut".into(),
+            volume: volume.to_owned(),
+            snapshot: handle.to_owned(),
+            name: name.to_owned(),
+            cut_start: Some(start),
+        };
+        self.write_ledger(&entry)?;
+        Ok((object, i64::try_from(start.as_nanosecond()).unwrap_or(0)))
+    }
+
+    /// A deleted snapshot goes when its content has gone, or at once when that is retained.
+    fn release_snapshot(&self, snapshot: &Value) -> Result<(), String> {
+        if !has_finalizers(snapshot) {
+            return Ok(());
+        }
+        let (namespace, name) = (text(&snapshot["metadata"]["namespace"]), text(&snapshot["metadata"]["name"]));
+        let waits = self.store.all("persistentvolumeclaims").iter().any(|claim| {
+            claim["metadata"]["namespace"] == namespace
+                && claim["status"]["phase"] == "Pending"
+                && claim["spec"]["dataSource"]["kind"] == "VolumeSnapshot"
+                && claim["spec"]["dataSource"]["name"] == name
+        });
+        if waits {
+            return Ok(());
+        }
+        let uid = &snapshot["metadata"]["uid"];
+        let own = |content: &Arc<Value>| content["spec"]["volumeSnapshotRef"]["uid"] == *uid;
+        if let Some(content) = self.store.all(CONTENTS).into_iter().find(own) {
+            self.change(CONTENTS, &content, |content| {
+                content["metadata"]["annotations"]["snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"] =
+                    json!("yes");
+            });
+            if content["spec"]["deletionPolicy"] == "Delete" {
+                let contents = self.resource(CONTENTS)?;
+                let content_name = text(&content["metadata"]["name"]);
+                let _ = self.store.delete(&contents, "", &content_name, &Deletion::default());
+                return Ok(());
+            }
+        }
+        self.change(SNAPSHOTS, snapshot, |snapshot| {
+            remove_finalizer(snapshot, AS_SOURCE);
+            remove_finalizer(snapshot, BOUND);
+        });
+        Ok(())
+    }
+
+    /// A deleted content goes when its snapshot is going too (or never was) and no cut of it is under way.
+    async fn release_content(&self, content: &Value) {
+        let meta = &content["metadata"];
+        let reference = &content["spec"]["volumeSnapshotRef"];
+        let snapshot = self.store.find(SNAPSHOTS, &text(&reference["namespace"]), &text(&reference["name"]));
+        let held = snapshot.is_some_and(|snapshot| {
+            snapshot["metadata"]["uid"] == reference["uid"] && snapshot["metadata"]["deletionTimestamp"].is_null()
+        });
+        let cutting = self.cutting.lock().unwrap_or_else(PoisonError::into_inner).contains(&text(&meta["uid"]));
+        // A sidecar that is down never began: nothing can be lost.
+        if held || (cutting && !self.knobs().sidecar_down) {
+            return;
+        }
+        let handle = text(&content["status"]["snapshotHandle"]);
+        if content["spec"]["deletionPolicy"] == "Delete" && !handle.is_empty() {
+            let gone = tokio::fs::remove_dir_all(self.root.join("snapshots").join(&handle)).await;
+            if gone.is_ok() {
+                let _ = self.write_ledger(&LedgerEntry {
+                    at: self.store.clock.wall(),
+                    event: "delete".into(),
+                    volume: String::new(),
+                    snapshot: handle,
+                    name: String::new(),
+                    cut_start: None,
+                });
+            }
+        }
+        self.change(CONTENTS, content, |content| remove_finalizer(content, CONTENT_BOUND));
+    }
+
+    /// Puts an error on a snapshot that has no content to show it.
+    fn report(&self, snapshot: &Value, why: &str) {
+        if snapshot["status"]["error"]["message"] == why {
+            return;
+        }
+        let now = self.store.now();
+        self.change(SNAPSHOTS, snapshot, |snapshot| {
+            snapshot["status"]["error"] = json!({"message": why, "time": now});
+            snapshot["status"]["readyToUse"] = json!(false);
+        });
+        let about = events::reference(snapshot);
+        events::emit(&self.store, "snapshot-controller", &about, "Warning", "SnapshotContentCreationFailed", why);
+    }
+
+    fn change(&self, table: &str, object: &Value, change: impl FnOnce(&mut Value)) {
+        let Ok(resource) = self.resource(table) else { return };
+        let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+        let changed = self.store.update(&resource, (&namespace, &name), Half::Both, false, |current| {
+            if current["metadata"]["uid"] != object["metadata"]["uid"] {
+                return Err(ApiError::conflict(&resource, &name));
+            }
+            change(current);
+            Ok(())
+        });
+        if let Err(error) = changed {
+            tracing::debug!(name, %error, "snapshot object not changed");
+        }
+    }
+
+    fn resource(&self, table: &str) -> Result<Arc<Resource>, String> {
+        self.store.registry.by_table(table).ok_or_else(|| format!("{table} is not served"))
+    }
+
+    fn knobs(&self) -> Knobs {
+        self.knobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn nanos(&self) -> i64 {
+        i64::try_from(self.store.clock.wall().as_nanosecond()).unwrap_or(0)
+    }
+
+    fn write_ledger(&self, entry: &LedgerEntry) -> Result<(), String> {
+        let _one_at_a_time = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = serde_json::to_string(entry).map_err(|error| error.to_string())?;
+        let path = self.root.join("cuts.jsonl");
+        let file = std::fs::File::options().create(true).append(true).open(path);
+        file.and_then(|mut file| writeln!(file, "{line}")).map_err(|error| format!("ledger: {error}"))
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn quantity(bytes: u64) -> String {
+    for (unit, size) in [("Gi", 1_u64 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)] {
+        if bytes >= size && bytes.is_multiple_of(size) {
+            return format!("{}{unit}", bytes / size);
+        }
+    }
+    bytes.to_string()
+}
