@@ -28,6 +28,9 @@ const CONFLICTS: usize = 5;
 /// belong to. The next ones follow when these are gone.
 const DELETES_AT_ONCE: usize = 2;
 
+/// Longest note of an event, in characters; the limit is 1 kB and texts are mostly ASCII.
+const MAX_NOTE: usize = 900;
+
 /// Suffix of a Backup whose name somebody else holds.
 const FOREIGN_SUFFIX: &str = "-b";
 
@@ -76,7 +79,8 @@ impl Apply {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
-            note: Some(note),
+            // At most 1 kB is accepted.
+            note: Some(note.chars().take(MAX_NOTE).collect()),
             action: "Schedule".to_owned(),
             secondary: None,
         };
@@ -106,7 +110,12 @@ pub(crate) async fn apply(
         let observed = Observed { policy: &policy, accepted: accepted.as_ref(), backups, fresh_failures };
         let outcome = reconcile(&observed, now);
         if let Some(start) = outcome.start {
-            create(context, &policy, start).await?;
+            if let Err(error) = create(context, &policy, start).await {
+                context
+                    .tell(&policy, "BackupNotStarted", format!("the slot {} waits: {error}", start.slot))
+                    .await;
+                return Err(error);
+            }
         }
         if !write_status(&policies, &policy, &outcome).await? {
             continue;

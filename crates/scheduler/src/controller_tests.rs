@@ -121,6 +121,8 @@ fn backup(name: &str, policy: &str, phase: &str, cut: &str) -> Value {
     })
 }
 
+type Streams = (mpsc::UnboundedReceiver<Guarded<BackupPolicy>>, mpsc::UnboundedReceiver<Guarded<Backup>>);
+
 /// A scheduler at 2026-11-14T02:00:01Z, its server and its two watches.
 struct World {
     server: Arc<Mutex<Server>>,
@@ -128,8 +130,7 @@ struct World {
     ready: watch::Receiver<bool>,
     policies: mpsc::UnboundedSender<Guarded<BackupPolicy>>,
     backups: mpsc::UnboundedSender<Guarded<Backup>>,
-    streams:
-        Option<(mpsc::UnboundedReceiver<Guarded<BackupPolicy>>, mpsc::UnboundedReceiver<Guarded<Backup>>)>,
+    streams: Option<Streams>,
 }
 
 impl World {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use stillpoint_api::backup::{Backup, Phase, SUCCEEDED, Trigger};
+use stillpoint_api::evidence::Consistency;
 use stillpoint_api::policy::BackupPolicy;
 
 use crate::retention::Standing;
@@ -67,7 +68,7 @@ pub struct Failure {
 pub struct Projection {
     policies: HashMap<PolicyKey, PolicyMark>,
     backups: HashMap<PolicyKey, BTreeMap<String, BackupView>>,
-    /// Name of a Backup without policy in the watch's terms, to find it when it is deleted.
+    /// Namespace and name of every Backup in its freeze, with or without a policy.
     freezing: HashSet<(Arc<str>, String)>,
     /// Runs that were seen to fail and are not in the policy's status yet.
     fresh_failures: HashMap<PolicyKey, u32>,
@@ -110,10 +111,13 @@ impl BackupView {
         let status = backup.status.as_ref();
         let phase = status.map_or(Phase::Pending, |status| status.phase);
         let deleting = backup.metadata.deletion_timestamp.is_some();
+        let application = status.and_then(|status| status.consistency) == Some(Consistency::Application);
         let standing = match phase {
             Phase::Pending | Phase::Preparing | Phase::Freezing | Phase::Settling => Standing::Unfinished,
             Phase::Succeeded if backup.proven() => Standing::Proven,
             Phase::Succeeded => Standing::Unproven,
+            // Its past is not its failure.
+            Phase::Deleting if application => Standing::Proven,
             Phase::Failed | Phase::Deleting => Standing::Failed,
         };
         Self {

@@ -13,6 +13,7 @@ use stillpoint_api::backup::Trigger;
 use stillpoint_api::policy::{BackupPolicy, BackupPolicyStatus, RecoveryPointCounts, RpoStatus};
 
 use crate::accept::{Accepted, DEFAULT_ZONE, Refusal, created};
+use crate::cron::rfc3339;
 use crate::objectives::{self, Standing as Objective};
 use crate::projection::{BackupView, Failure};
 use crate::retention::{self, Point, Standing};
@@ -182,7 +183,7 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
             let after = accepted.slots.schedule.slots(first).take(NEXT_SLOTS - 1);
             status.next_slots = std::iter::once(first)
                 .chain(after)
-                .map(|slot| slot.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
+                .map(|slot| rfc3339(&slot.to_zoned(zone.clone())))
                 .collect();
         }
         let whole = |interval: Duration| i64::try_from(interval.as_secs()).ok();
@@ -362,15 +363,11 @@ fn add_missed(mut known: BTreeMap<String, u64>, missed: &[Missed]) -> BTreeMap<S
     known
 }
 
+/// What is on its way out takes no place among the newest.
 fn points(backups: &[BackupView]) -> Vec<Point> {
-    backups
-        .iter()
-        .map(|backup| Point {
-            name: backup.name.clone(),
-            cut: cut(backup),
-            standing: backup.standing,
-            in_use: backup.deleting,
-        })
+    let staying = backups.iter().filter(|backup| !backup.deleting);
+    staying
+        .map(|backup| Point { name: backup.name.clone(), cut: cut(backup), standing: backup.standing })
         .collect()
 }
 
@@ -447,7 +444,8 @@ fn ready(observed: &Observed<'_>, slots: &SlotOutcome) -> (&'static str, String,
         let message = "the schedule has no slot left up to the year 2100".to_owned();
         return ("False", "ScheduleExhausted".to_owned(), message);
     }
-    let finished = observed.backups.iter().filter(|backup| backup.standing != Standing::Unfinished);
+    let finished =
+        observed.backups.iter().filter(|backup| backup.standing != Standing::Unfinished && !backup.deleting);
     let Some(last) = finished.max_by_key(|backup| backup.ended()) else {
         return ("Unknown", "Pending".to_owned(), "no run has finished yet".to_owned());
     };

@@ -47,7 +47,7 @@ fn backup(slot: &str, phase: &str) -> BackupView {
             "lastTransitionTime": finished,
         }],
     });
-    if phase == "Succeeded" {
+    if ["Succeeded", "Deleting"].contains(&phase) {
         status["consistency"] = json!("Application");
         status["cut"] =
             json!(format!("{}", (slot + SignedDuration::from_secs(30)).strftime("%Y-%m-%dT%H:%M:%S.5Z")));
@@ -301,4 +301,18 @@ fn a_schedule_that_cannot_meet_the_objective_says_so() {
         decided(&sparse, &[backup("2026-11-16T02:00:00Z", "Succeeded")], "2026-11-16T03:00:00Z");
     assert_eq!(sparse.status.as_ref().unwrap().rpo.as_ref().unwrap().attainable, Some(false));
     assert_eq!(rpo_state(&sparse), "Unattainable");
+}
+
+#[test]
+fn a_point_that_is_being_deleted_takes_no_place_and_is_no_failure() {
+    let days = ["14", "15", "16"];
+    let mut points: Vec<BackupView> =
+        days.map(|day| backup(&format!("2026-11-{day}T02:00:00Z"), "Succeeded")).to_vec();
+    points.push(backup("2026-11-17T02:00:00Z", "Deleting"));
+    let (outcome, after) = decided(&policy(json!({})), &points, "2026-11-17T03:00:00Z");
+    assert_eq!(outcome.delete, [points[0].name.clone()]);
+    assert_eq!(condition(&after, READY).status, "True");
+    let status = after.status.unwrap();
+    assert_eq!(status.consecutive_failures, 0);
+    assert_eq!(status.rpo.unwrap().reference, Some(Time(at("2026-11-16T02:00:30Z"))));
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 /// Failed runs that are kept for inspection, newest first; they never push out a proven point.
 pub const FAILED_KEPT: usize = 3;
 
-/// A finished or unfinished Backup as retention sees it.
+/// A Backup as retention sees it; one that is being deleted already is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Point {
     /// Name of the Backup.
@@ -17,8 +17,6 @@ pub struct Point {
     pub cut: Timestamp,
     /// Where it stands.
     pub standing: Standing,
-    /// Used by a restore, or on its way out already.
-    pub in_use: bool,
 }
 
 /// What a Backup is worth to retention.
@@ -54,8 +52,6 @@ pub enum KeepReason {
     RecentFailure,
     /// Not finished.
     Unfinished,
-    /// Used by a restore or already being deleted.
-    InUse,
     /// Cut in the future: written by a wrong clock.
     FutureDated,
     /// Nothing is deleted while the clock is in doubt.
@@ -97,7 +93,7 @@ pub fn plan(points: &[Point], last: u32, skewed: bool, now: Timestamp) -> Plan {
                     (failed <= FAILED_KEPT).then_some(KeepReason::RecentFailure)
                 }
             };
-            by_rule.or(point.in_use.then_some(KeepReason::InUse)).or(skewed.then_some(KeepReason::ClockSkew))
+            by_rule.or(skewed.then_some(KeepReason::ClockSkew))
         };
         match reason {
             Some(reason) => plan.keep.push((point.name.clone(), reason)),
@@ -115,7 +111,7 @@ mod tests {
     const NOW: i64 = 1_000_000;
 
     fn point(name: &str, hour: i64, standing: Standing) -> Point {
-        Point { name: name.to_owned(), cut: at(hour), standing, in_use: false }
+        Point { name: name.to_owned(), cut: at(hour), standing }
     }
 
     fn at(hour: i64) -> Timestamp {
@@ -175,9 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn unfinished_and_used_points_stay() {
-        let mut points = proven(3);
-        points[2].in_use = true;
+    fn unfinished_runs_stay() {
+        let mut points = proven(2);
         points.push(point("running", -500, Standing::Unfinished));
         let plan = plan(&points, 1, false, at(0));
         assert_eq!(plan.delete, ["p2"]);

@@ -14,5 +14,6 @@ mod zone;
 mod vectors;
 
 pub use self::dialect::Field;
+pub(crate) use self::explain::rfc3339;
 pub use self::explain::{Explanation, explain};
 pub use self::schedule::{Analysis, Schedule, ScheduleError};
