@@ -53,6 +53,8 @@ pub const CUT_ANNOTATION: &str = "stillpoint.dev/cut";
     status = "BackupStatus",
     shortname = "spb",
     category = "stillpoint",
+    validation = Rule::new("self.spec.trigger == 'Manual' || has(self.spec.run.policyRef)").message("only a policy's runs have a trigger; leave spec.trigger out"),
+    validation = Rule::new("self.spec.trigger != 'Manual' || !has(self.spec.run.slot)").message("spec.run.slot belongs to the scheduler; leave it out"),
     printcolumn(name = "Policy", type_ = "string", json_path = ".spec.run.policyRef.name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Consistency", type_ = "string", json_path = ".status.consistency"),
@@ -85,6 +87,7 @@ pub struct BackupSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.policyRef) != has(self.applications)").message("exactly one of policyRef and applications"))]
+#[x_kube(validation = Rule::new("!has(self.policyRef) || (!has(self.freeze) && !has(self.run) && !has(self.snapshot) && !has(self.consistency) && !has(self.minContinuity))").message("with policyRef the policy decides about freeze, run, snapshot, consistency and minContinuity"))]
 pub struct RunSpec {
     /// The policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,6 +95,7 @@ pub struct RunSpec {
     /// Applications without a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub applications: Option<Vec<Application>>,
     /// Bounds of the freeze, with inline applications.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -132,6 +132,7 @@ impl Clock for ManualClock {
     }
 
     fn wall(&self) -> Timestamp {
-        Timestamp::from_nanosecond(i128::from(self.wall_nanos.load(Ordering::SeqCst))).unwrap_or(Timestamp::MAX)
+        Timestamp::from_nanosecond(i128::from(self.wall_nanos.load(Ordering::SeqCst)))
+            .unwrap_or(Timestamp::MAX)
     }
 }

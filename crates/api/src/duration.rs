@@ -18,7 +18,9 @@ pub const LONG_PATTERN: &str = "^([0-9]{1,6}(m|h|d|w)){1,3}$";
 
 /// Why a text is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a duration: write one to three numbers with a unit of {units}, for example {example}")]
+#[error(
+    "{text:?} is not a duration: write one to three numbers with a unit of {units}, for example {example}"
+)]
 pub struct DurationError {
     text: String,
     units: &'static str,

@@ -2,12 +2,14 @@
 
 pub mod backup;
 pub mod clock;
+pub mod crd;
 pub mod duration;
 pub mod evidence;
 pub mod policy;
 pub mod restore;
 pub mod snapshot;
 pub mod template;
+pub mod validate;
 
 pub use backup::Backup;
 pub use policy::BackupPolicy;

@@ -36,12 +36,25 @@ pub const DEFAULT_RETENTION_LAST: u32 = 7;
     shortname = "spp",
     category = "stillpoint",
     printcolumn(name = "Schedule", type_ = "string", json_path = ".spec.schedule.cron"),
-    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
     printcolumn(name = "RPO", type_ = "string", json_path = ".status.rpo.state"),
     printcolumn(name = "Reference", type_ = "date", json_path = ".status.rpo.reference"),
     printcolumn(name = "Next", type_ = "string", json_path = ".status.nextSlots[0]"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1)
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        priority = 1
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackupPolicySpec {
@@ -288,13 +301,15 @@ pub struct NameRef {
 }
 
 /// Bounds of the freeze: a hard promise, enforced in the pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.maxHold) || (duration(self.maxHold) >= duration('5s') && duration(self.maxHold) <= duration('5m'))").message("maxHold is 5s to 5m"))]
+#[x_kube(validation = Rule::new("!has(self.acquireTimeout) || (duration(self.acquireTimeout) >= duration('1s') && duration(self.acquireTimeout) < duration(has(self.maxHold) ? self.maxHold : '30s') - duration('3s'))").message("acquireTimeout is at least 1s and less than maxHold - 3s: what is left is for the cut and the thaw"))]
 pub struct FreezeBounds {
     /// Longest time from the first lock being sent to the last thaw. Default 30s, 5s to 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_hold: Option<ShortDuration>,
-    /// Longest time for all locks to be acquired; less than maxHold. Default 15s, or half of maxHold where that is less.
+    /// Longest time for all locks to be acquired; at least 1s, less than maxHold - 3s. Default 15s, or half of maxHold where that is less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acquire_timeout: Option<ShortDuration>,
     /// What is done about a statement that blocks the lock.

@@ -23,6 +23,7 @@ pub const RESTORE_LABEL: &str = "stillpoint.dev/restore";
     shortname = "spr",
     category = "stillpoint",
     validation = Rule::new("self.spec == oldSelf.spec").message("a Restore never changes: create another one"),
+    validation = Rule::new("self.spec.trigger == 'Manual' || (has(self.spec.policyRef) && has(self.spec.target.drill))").message("only a policy's drills have a trigger; leave spec.trigger out"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Backup", type_ = "string", json_path = ".status.backup"),
     printcolumn(name = "Data", type_ = "date", json_path = ".status.dataTime"),
@@ -101,7 +102,7 @@ pub struct SourceHandles {
     #[schemars(length(min = 1, max = 253))]
     pub driver: String,
     /// Claim name → snapshot handle.
-    #[schemars(extend("maxProperties" = 256))]
+    #[schemars(extend("maxProperties" = 256), inner(length(min = 1, max = 1024)))]
     pub handles: std::collections::BTreeMap<String, String>,
     /// Namespace the data came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,7 +128,7 @@ pub enum RestoreTarget {
 pub struct CloneTarget {
     /// The new claims are `<prefix><claim>`. Default: `<restore>-`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9][-a-z0-9.]*$"))]
     pub prefix: Option<String>,
     /// Claim → name of the new claim; others follow the prefix.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
@@ -140,8 +141,9 @@ pub struct CloneTarget {
 }
 
 /// The claims of a running workload are replaced. Not supported yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("self.confirm == self.workload.name").message("confirm repeats the workload's name: its volumes will be replaced"))]
 pub struct InPlaceTarget {
     /// The StatefulSet.
     pub workload: NameRef,

@@ -5,6 +5,14 @@
 
 use std::collections::BTreeMap;
 
+mod detect;
+pub mod placeholder;
+mod substitute;
+
+pub use detect::{Detected, detect};
+pub(crate) use substitute::{arguments, texts, type_mismatch};
+pub use substitute::{digest, substitute};
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -120,10 +128,12 @@ pub struct Recipe {
     /// Steps in a restored copy, before checks. Not supported yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub after_restore: Vec<NamedCommand>,
     /// Checks of a restored copy. Not supported yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub checks: Vec<Check>,
 }
 
@@ -153,8 +163,11 @@ pub struct Detect {
 }
 
 /// A parameter that a policy may set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!(has(self.fromEnv) && has(self.fromFile))").message("at most one of fromEnv and fromFile"))]
+#[x_kube(validation = Rule::new("(self.type == 'enum') == (has(self.enum) && size(self.enum) > 0)").message("a parameter of type enum lists its values under enum, others do not"))]
+#[x_kube(validation = Rule::new("!(self.name in ['n', 'i', 'lease', 'acquireSeconds'])").message("n, i, lease and acquireSeconds are filled at run time and cannot be parameters"))]
 pub struct Parameter {
     /// Name; `{{name}}` in texts and arguments.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z][a-zA-Z0-9]*$"))]
@@ -255,8 +268,12 @@ pub enum Freeze {
 
 /// A held session (docs/design/freeze.md §2.2). Texts know `{{n}}` (nonce), `{{i}}` (beat), `{{lease}}` and
 /// `{{acquireSeconds}}`, and the template's parameters as quoted literals.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("self.open.contains('READY {{n}}')").message("the open text prints READY {{n}}"))]
+#[x_kube(validation = Rule::new("self.freeze.contains('FROZEN {{n}}')").message("the freeze text prints FROZEN {{n}}"))]
+#[x_kube(validation = Rule::new("self.beat.contains('HELD {{n}} {{i}}')").message("the beat text prints HELD {{n}} {{i}}"))]
+#[x_kube(validation = Rule::new("self.thaw.contains('THAWED {{n}}')").message("the thaw text prints THAWED {{n}}"))]
 pub struct Session {
     /// Argv of the client, no shell; parameters are substituted as whole arguments or parts of one.
     #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
@@ -305,8 +322,9 @@ fn yes() -> bool {
 }
 
 /// The server's own timeout of a session.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.duration) || (duration(self.duration) >= duration('2s') && duration(self.duration) <= duration('10s'))").message("a lease is 2s to 10s: beats come every 2s, and a silent controller must not hold longer"))]
 pub struct Lease {
     /// Name of the server's variable.
     #[schemars(length(min = 1, max = 128))]

@@ -1,0 +1,375 @@
+//! Resolves a template for one application: its parameters become arguments and literals, and the result has a
+//! digest by which it is known from then on.
+//!
+//! A value never becomes a statement: in arguments it is text of one argument of an argv (there is no shell), in
+//! session texts it is a quoted literal of SQL, a bare number or a bare boolean. What cannot be quoted the same way
+//! in every SQL dialect (control characters, backslashes) is refused.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::placeholder::{self, Part};
+use super::{Freeze, Parameter, ParameterType, Recipe, Session};
+use crate::validate::Finding;
+
+/// The recipe with every parameter replaced by its value (`parameters`, else its default).
+///
+/// The result has no parameters left; its session texts still hold `{{n}}`, `{{i}}`, `{{lease}}` and
+/// `{{acquireSeconds}}`, which are filled when the hold runs.
+///
+/// # Errors
+/// All findings at once, with paths relative to the application (`parameters.user`): `UnknownParameter`,
+/// `MissingParameter`, `ParameterType`, `ParameterText`.
+pub fn substitute(recipe: &Recipe, parameters: &BTreeMap<String, String>) -> Result<Recipe, Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut values: BTreeMap<&str, (&Parameter, &str)> = BTreeMap::new();
+    for name in parameters.keys().filter(|name| recipe.parameters.iter().all(|known| known.name != **name)) {
+        let known: Vec<&str> = recipe.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+        findings.push(Finding::new(
+            format!("parameters.{name}"),
+            "UnknownParameter",
+            format!("the template has no parameter {name:?}; it has {}", listed(&known)),
+        ));
+    }
+    for parameter in &recipe.parameters {
+        let path = format!("parameters.{}", parameter.name);
+        let Some(value) = parameters.get(&parameter.name).or(parameter.default.as_ref()) else {
+            findings.push(Finding::new(
+                path,
+                "MissingParameter",
+                format!(
+                    "the template needs parameter {:?} and has no default for it: set it",
+                    parameter.name
+                ),
+            ));
+            continue;
+        };
+        match refused_value(parameter, value, recipe) {
+            Some((rule, message)) => findings.push(Finding::new(path, rule, message)),
+            None => {
+                values.insert(&parameter.name, (parameter, value));
+            }
+        }
+    }
+    if !findings.is_empty() {
+        return Err(findings);
+    }
+    let argument = |text: &mut String| {
+        *text = placeholder::replace(text, |name| values.get(name).map(|(_, value)| (*value).to_owned()));
+    };
+    let literal = |text: &mut String| {
+        *text = placeholder::replace(text, |name| {
+            values.get(name).map(|(parameter, value)| sql(parameter, value))
+        });
+    };
+    let mut resolved = recipe.clone();
+    for argv in arguments_mut(&mut resolved) {
+        argv.iter_mut().for_each(argument);
+    }
+    if let Some(Freeze::Session(session)) = resolved.freeze.as_mut() {
+        texts_mut(session).into_iter().for_each(literal);
+    }
+    resolved.parameters.clear();
+    Ok(resolved)
+}
+
+/// SHA-256 over the canonical JSON (sorted keys, no white space) of a resolved recipe, in hex.
+///
+/// Two templates that do the same have the same digest, wherever and under whatever name they are kept.
+pub fn digest(recipe: &Recipe) -> String {
+    let mut canonical = String::new();
+    // Only a map with keys that are no strings cannot be a JSON value; a recipe has none.
+    write_canonical(&serde_json::to_value(recipe).unwrap_or_default(), &mut canonical);
+    Sha256::digest(canonical.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Every argv of a recipe.
+pub(crate) fn arguments(recipe: &Recipe) -> Vec<(String, &Vec<String>)> {
+    let mut all = Vec::new();
+    if let Some(prepare) = &recipe.prepare {
+        all.push(("spec.prepare.command".to_owned(), &prepare.command));
+    }
+    match &recipe.freeze {
+        Some(Freeze::Session(session)) => {
+            all.push(("spec.freeze.session.command".to_owned(), &session.command))
+        }
+        Some(Freeze::Commands(commands)) => {
+            all.push(("spec.freeze.commands.freeze".to_owned(), &commands.freeze));
+            all.push(("spec.freeze.commands.thaw".to_owned(), &commands.thaw));
+            all.push(("spec.freeze.commands.probe".to_owned(), &commands.probe));
+        }
+        Some(Freeze::None {}) | None => {}
+    }
+    if let Some(hook) = &recipe.pre_hook {
+        all.push(("spec.preHook.command".to_owned(), &hook.command));
+    }
+    if let Some(hook) = &recipe.post_hook {
+        all.push(("spec.postHook.command".to_owned(), &hook.command));
+    }
+    if let Some(probe) = &recipe.stall_probe {
+        all.push(("spec.stallProbe.command".to_owned(), &probe.command));
+    }
+    if let Some(recover) = &recipe.recover {
+        all.push(("spec.recover.command".to_owned(), &recover.command));
+        all.push(("spec.recover.probe".to_owned(), &recover.probe));
+    }
+    for check in &recipe.checks {
+        all.push((format!("spec.checks[{}].command", check.name), &check.command));
+    }
+    for step in &recipe.after_restore {
+        all.push((format!("spec.afterRestore[{}].command", step.name), &step.command));
+    }
+    all
+}
+
+fn arguments_mut(recipe: &mut Recipe) -> Vec<&mut Vec<String>> {
+    let mut all = Vec::new();
+    all.extend(recipe.prepare.as_mut().map(|prepare| &mut prepare.command));
+    match recipe.freeze.as_mut() {
+        Some(Freeze::Session(session)) => all.push(&mut session.command),
+        Some(Freeze::Commands(commands)) => {
+            all.extend([&mut commands.freeze, &mut commands.thaw, &mut commands.probe]);
+        }
+        Some(Freeze::None {}) | None => {}
+    }
+    all.extend(recipe.pre_hook.as_mut().map(|hook| &mut hook.command));
+    all.extend(recipe.post_hook.as_mut().map(|hook| &mut hook.command));
+    all.extend(recipe.stall_probe.as_mut().map(|probe| &mut probe.command));
+    all.extend(recipe.recover.iter_mut().flat_map(|recover| [&mut recover.command, &mut recover.probe]));
+    all.extend(recipe.checks.iter_mut().map(|check| &mut check.command));
+    all.extend(recipe.after_restore.iter_mut().map(|step| &mut step.command));
+    all
+}
+
+/// The texts of a session, by field name.
+pub(crate) fn texts(session: &Session) -> Vec<(&'static str, &str)> {
+    let mut all = vec![
+        ("open", session.open.as_str()),
+        ("freeze", session.freeze.as_str()),
+        ("beat", session.beat.as_str()),
+        ("thaw", session.thaw.as_str()),
+    ];
+    all.extend(session.canary.as_deref().map(|canary| ("canary", canary)));
+    all.extend(
+        session.stages.iter().filter_map(|stage| stage.then.as_deref()).map(|then| ("stages.then", then)),
+    );
+    all
+}
+
+fn texts_mut(session: &mut Session) -> Vec<&mut String> {
+    let mut all = vec![&mut session.open, &mut session.freeze, &mut session.beat, &mut session.thaw];
+    all.extend(session.canary.as_mut());
+    all.extend(session.stages.iter_mut().filter_map(|stage| stage.then.as_mut()));
+    all
+}
+
+/// Why a value does not fit its parameter's type, with what to write instead.
+pub(crate) fn type_mismatch(parameter: &Parameter, value: &str) -> Option<String> {
+    let name = &parameter.name;
+    match parameter.type_ {
+        ParameterType::String => None,
+        ParameterType::Integer => value
+            .parse::<i64>()
+            .err()
+            .map(|_| format!("parameter {name:?} is an integer and {value:?} is none: write digits only")),
+        ParameterType::Boolean => (!matches!(value, "true" | "false")).then(|| {
+            format!("parameter {name:?} is a boolean and {value:?} is none: write \"true\" or \"false\"")
+        }),
+        ParameterType::Enum => {
+            let allowed: Vec<&str> = parameter.enum_.iter().map(String::as_str).collect();
+            (!allowed.contains(&value))
+                .then(|| format!("parameter {name:?} cannot be {value:?}: it is one of {}", listed(&allowed)))
+        }
+    }
+}
+
+fn refused_value(parameter: &Parameter, value: &str, recipe: &Recipe) -> Option<(&'static str, String)> {
+    if let Some(message) = type_mismatch(parameter, value) {
+        return Some(("ParameterType", message));
+    }
+    let name = &parameter.name;
+    if value.chars().any(char::is_control) {
+        return Some(("ParameterText", format!("parameter {name:?} has a control character: remove it")));
+    }
+    if value.contains("{{") {
+        return Some((
+            "ParameterText",
+            format!("parameter {name:?} contains {{{{, which begins a placeholder"),
+        ));
+    }
+    let used_in_text = match &recipe.freeze {
+        Some(Freeze::Session(session)) => {
+            texts(session).iter().any(|(_, text)| placeholder::names(text).any(|used| used == name))
+        }
+        Some(Freeze::Commands(_) | Freeze::None {}) | None => false,
+    };
+    if used_in_text && value.contains('\\') {
+        return Some((
+            "ParameterText",
+            format!(
+                "parameter {name:?} has a backslash and becomes an SQL literal, where servers disagree on its meaning"
+            ),
+        ));
+    }
+    let begins_an_argument = arguments(recipe).iter().flat_map(|(_, argv)| argv.iter()).any(|argument| {
+        matches!(placeholder::parts(argument).first(), Some(Part::Placeholder(first)) if first == name)
+    });
+    if begins_an_argument && value.starts_with('-') && parameter.type_ != ParameterType::Integer {
+        return Some((
+            "ParameterText",
+            format!(
+                "parameter {name:?} begins with \"-\" and stands at the start of an argument, where it would be an option"
+            ),
+        ));
+    }
+    None
+}
+
+fn sql(parameter: &Parameter, value: &str) -> String {
+    match parameter.type_ {
+        ParameterType::Integer | ParameterType::Boolean => value.to_owned(),
+        ParameterType::String | ParameterType::Enum => format!("'{}'", value.replace('\'', "''")),
+    }
+}
+
+fn listed(names: &[&str]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn write_canonical(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(map) => {
+            // Sorted here: whether the map is depends on a feature of serde_json that any dependency may switch on.
+            let sorted: BTreeMap<&String, &Value> = map.iter().collect();
+            out.push('{');
+            for (index, (key, value)) in sorted.into_iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Value::from(key.as_str()).to_string());
+                out.push(':');
+                write_canonical(value, out);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_canonical(item, out);
+            }
+            out.push(']');
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            out.push_str(&value.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::template::Lease;
+
+    fn recipe() -> Recipe {
+        let parameter = |name: &str, type_, default: Option<&str>| Parameter {
+            name: name.into(),
+            type_,
+            default: default.map(Into::into),
+            ..Parameter::default()
+        };
+        Recipe {
+            parameters: vec![
+                parameter("user", ParameterType::String, Some("postgres")),
+                parameter("label", ParameterType::String, None),
+                parameter("limit", ParameterType::Integer, Some("5")),
+            ],
+            freeze: Some(Freeze::Session(Box::new(Session {
+                command: vec!["client".into(), "-U".into(), "{{user}}".into(), "--opt=x{{user}}".into()],
+                open: "SET t = {{lease}}, l = {{limit}}; SELECT {{label}}, 'READY {{n}}';\n".into(),
+                freeze: "SELECT {{label}};\n".into(),
+                beat: "SELECT '{{i}}';\n".into(),
+                thaw: "SELECT 1;\n".into(),
+                lease: Lease::default(),
+                ..Session::default()
+            }))),
+            ..Recipe::default()
+        }
+    }
+
+    fn set(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn session(recipe: &Recipe) -> &Session {
+        match recipe.freeze.as_ref().unwrap() {
+            Freeze::Session(session) => session,
+            Freeze::Commands(_) | Freeze::None {} => panic!("a session went in"),
+        }
+    }
+
+    #[test]
+    fn arguments_take_the_value_and_texts_a_quoted_literal() {
+        let resolved = substitute(&recipe(), &set(&[("label", "it's"), ("user", "app user")])).unwrap();
+        let session = session(&resolved);
+        assert_eq!(session.command, ["client", "-U", "app user", "--opt=xapp user"]);
+        assert_eq!(session.open, "SET t = {{lease}}, l = 5; SELECT 'it''s', 'READY {{n}}';\n");
+        assert!(resolved.parameters.is_empty());
+    }
+
+    #[test]
+    fn every_fault_is_found_at_once() {
+        let findings = substitute(&recipe(), &set(&[("limit", "many"), ("nobody", "x")])).unwrap_err();
+        let rules: Vec<_> = findings.iter().map(|finding| (finding.path.as_str(), finding.rule)).collect();
+        assert_eq!(
+            rules,
+            [
+                ("parameters.nobody", "UnknownParameter"),
+                ("parameters.label", "MissingParameter"),
+                ("parameters.limit", "ParameterType"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_value_never_becomes_a_statement_a_placeholder_or_an_option() {
+        for (name, value) in [
+            ("label", "a\nb"),
+            ("label", "a\0"),
+            ("label", "\\'; DROP TABLE x; --"),
+            ("label", "{{user}}"),
+            ("user", "-c"),
+            ("user", "a\u{1b}b"),
+        ] {
+            let mut parameters = set(&[("label", "x")]);
+            parameters.insert(name.into(), value.into());
+            let findings = substitute(&recipe(), &parameters).unwrap_err();
+            assert_eq!(findings[0].rule, "ParameterText", "{name}={value:?}");
+        }
+        let quoted = substitute(&recipe(), &set(&[("label", "'; DROP TABLE x; --")])).unwrap();
+        assert_eq!(session(&quoted).freeze, "SELECT '''; DROP TABLE x; --';\n");
+    }
+
+    #[test]
+    fn the_digest_follows_the_values_and_nothing_else() {
+        let one = substitute(&recipe(), &set(&[("label", "a")])).unwrap();
+        let again =
+            substitute(&recipe(), &set(&[("label", "a"), ("user", "postgres"), ("limit", "5")])).unwrap();
+        let other = substitute(&recipe(), &set(&[("label", "b")])).unwrap();
+        assert_eq!(digest(&one), digest(&again));
+        assert_ne!(digest(&one), digest(&other));
+        assert_eq!(digest(&one).len(), 64);
+    }
+
+    #[test]
+    fn canonical_json_is_sorted_and_tight() {
+        let mut out = String::new();
+        write_canonical(&serde_json::json!({"b": [1, "x\""], "a": {"d": null, "c": true}}), &mut out);
+        assert_eq!(out, r#"{"a":{"c":true,"d":null},"b":[1,"x\""]}"#);
+    }
+}

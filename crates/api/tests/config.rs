@@ -1,0 +1,243 @@
+//! The files under `config` and `deploy` are what the types say, and grant what docs/authority.md promises.
+//!
+//! `UPDATE=1 cargo test -p stillpoint-api --test config` renders the definitions anew.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+use stillpoint_api::template::{self, Recipe};
+use stillpoint_api::validate::{self, Finding};
+use stillpoint_api::{BackupPolicy, ClusterHookTemplate, crd};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn documents(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect()
+}
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "yaml"));
+    files.sort();
+    assert!(!files.is_empty(), "{folder} is empty");
+    files
+}
+
+fn lint(file: &Path) -> Vec<Finding> {
+    documents(file).iter().flat_map(validate::document).collect()
+}
+
+#[test]
+fn the_definitions_on_disk_are_those_of_the_types() {
+    let mut expected: Vec<String> = vec!["kustomization.yaml".into()];
+    for definition in crd::all() {
+        let file = root().join("config/crd").join(crd::file_name(&definition));
+        let rendered = crd::yaml(&definition).unwrap();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&file, &rendered).unwrap();
+        }
+        let found = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(found == rendered, "{} is not what the types say: run with UPDATE=1", file.display());
+        expected.push(crd::file_name(&definition));
+    }
+    expected.sort();
+    let found: Vec<String> = files("config/crd")
+        .iter()
+        .map(|file| file.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn everything_in_a_definition_is_bounded() {
+    fn walk(schema: &Value, path: &str) {
+        let has = |key: &str| schema.get(key).is_some();
+        match schema["type"].as_str() {
+            Some("string") => {
+                assert!(has("maxLength") || has("enum") || has("format"), "{path} has no maxLength")
+            }
+            Some("array") => {
+                assert!(has("maxItems"), "{path} has no maxItems");
+                walk(&schema["items"], &format!("{path}[]"));
+            }
+            Some("object") if has("additionalProperties") => {
+                assert!(has("maxProperties"), "{path} has no maxProperties");
+                walk(&schema["additionalProperties"], &format!("{path}{{}}"));
+            }
+            _ => {}
+        }
+        assert!(!has("nullable"), "{path} is nullable");
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            walk(property, &format!("{path}.{name}"));
+        }
+    }
+    for definition in crd::all() {
+        let kind = definition.spec.names.kind.clone();
+        let schema = serde_json::to_value(crd::schema(&kind).unwrap()).unwrap();
+        for part in ["spec", "status"] {
+            walk(&schema["properties"][part], &format!("{kind}.{part}"));
+        }
+    }
+}
+
+#[test]
+fn defaults_of_the_definitions_are_those_of_the_types() {
+    let schema = serde_json::to_value(crd::schema("BackupPolicy").unwrap()).unwrap();
+    let ten_lines = &documents(&root().join("config/samples/first-policy.yaml"))[0];
+    let policy: BackupPolicy = serde_json::from_value(ten_lines.clone()).unwrap();
+    let filled = serde_json::to_value(&policy.spec).unwrap();
+    for (name, property) in schema["properties"]["spec"]["properties"].as_object().unwrap() {
+        if let Some(default) = property.get("default") {
+            assert_eq!(&filled[name], default, "spec.{name}");
+        }
+    }
+}
+
+#[test]
+fn shipped_templates_and_first_samples_lint_clean() {
+    for file in files("config/templates") {
+        assert_eq!(lint(&file), [], "{}", file.display());
+        for document in
+            documents(&file).into_iter().filter(|document| document["kind"] == "ClusterHookTemplate")
+        {
+            let template: ClusterHookTemplate = serde_json::from_value(document).unwrap();
+            assert_eq!(validate::advice(&template.spec.0), [], "{}", file.display());
+        }
+    }
+    for name in ["first-policy", "restore", "backup-manual", "namespace-optin"] {
+        let file = root().join(format!("config/samples/{name}.yaml"));
+        assert_eq!(lint(&file), [], "{name}");
+    }
+}
+
+#[test]
+fn the_full_sample_fits_the_schema_and_lint_names_what_is_to_come() {
+    let mut found = lint(&root().join("config/samples/full-policy.yaml"));
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    assert!(found.iter().all(|finding| finding.rule == "NotSupportedYet"), "{found:#?}");
+    let paths: Vec<&str> = found.iter().map(|finding| finding.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "spec.objectives.rto",
+            "spec.retention.daily",
+            "spec.retention.monthly",
+            "spec.retention.weekly",
+            "spec.schedule.blackouts",
+            "spec.verification",
+        ]
+    );
+}
+
+fn library() -> Vec<(String, Recipe)> {
+    files("config/templates")
+        .iter()
+        .flat_map(|file| documents(file))
+        .filter(|document| document["kind"] == "ClusterHookTemplate")
+        .map(|document| {
+            let template: ClusterHookTemplate = serde_json::from_value(document).unwrap();
+            (template.metadata.name.unwrap(), template.spec.0)
+        })
+        .collect()
+}
+
+#[test]
+fn shipped_templates_resolve_with_their_defaults() {
+    for (name, recipe) in library() {
+        let resolved = template::substitute(&recipe, &Default::default()).unwrap();
+        let left: Vec<String> = serde_json::to_string(&resolved)
+            .unwrap()
+            .split("{{")
+            .skip(1)
+            .filter_map(|rest| rest.split_once("}}").map(|(name, _)| name.to_owned()))
+            .filter(|name| !template::placeholder::RUN_TIME.contains(&name.as_str()))
+            .collect();
+        assert_eq!(left, Vec::<String>::new(), "{name}");
+        assert_eq!(template::digest(&resolved).len(), 64);
+    }
+}
+
+#[test]
+fn the_usual_images_find_their_template() {
+    let library = library();
+    let catalog = || library.iter().map(|(name, recipe)| (name.as_str(), recipe));
+    for (image, expected) in [
+        ("postgres:17", Some("postgresql")),
+        ("docker.io/bitnami/postgresql:15", Some("postgresql")),
+        ("postgis/postgis:16-3.4", Some("postgresql")),
+        ("mariadb:11.4", Some("mariadb")),
+        ("cluster.local/mariadb:1", Some("mariadb")),
+        ("mysql:8.4", None),
+        ("prom/mysqld-exporter", None),
+        ("prometheuscommunity/postgres-exporter", None),
+    ] {
+        let found = template::detect(&[image], catalog()).map(|found| found.template);
+        assert_eq!(found.as_deref(), expected, "{image}");
+    }
+}
+
+fn rules(file: &str, role: &str) -> Vec<Value> {
+    documents(&root().join(file))
+        .into_iter()
+        .filter(|document| document["kind"] == "ClusterRole" || document["kind"] == "Role")
+        .filter(|document| document["metadata"]["name"] == role)
+        .flat_map(|document| document["rules"].as_array().unwrap().clone())
+        .collect()
+}
+
+fn words<'a>(rule: &'a Value, key: &str) -> Vec<&'a str> {
+    rule[key].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect()
+}
+
+#[test]
+fn the_controller_has_no_verb_on_secrets_and_cannot_exec_by_itself() {
+    let rules = rules("deploy/base/controller-role.yaml", "stillpoint-controller");
+    assert!(rules.len() > 10);
+    for rule in &rules {
+        let (resources, verbs) = (words(rule, "resources"), words(rule, "verbs"));
+        assert!(resources.iter().all(|resource| *resource != "secrets"), "{rule}");
+        assert!(!verbs.contains(&"impersonate"), "the classic verb voids the constraint: {rule}");
+        for word in [words(rule, "apiGroups"), resources.clone(), verbs.clone()].concat() {
+            assert!(!word.contains('*'), "a wildcard: {rule}");
+        }
+        if resources
+            .iter()
+            .any(|resource| ["pods/exec", "pods/attach", "pods/portforward"].contains(resource))
+        {
+            assert_eq!((resources, verbs), (vec!["pods/exec"], vec!["impersonate-on:serviceaccount:get"]));
+        } else if verbs.iter().any(|verb| verb.starts_with("impersonate")) {
+            assert_eq!(verbs, ["impersonate:serviceaccount"]);
+            assert_eq!(words(rule, "resourceNames"), ["stillpoint-hooks"]);
+        }
+        if rule["apiGroups"][0] == "rbac.authorization.k8s.io" {
+            panic!("the controller hands out no rights: {rule}");
+        }
+    }
+}
+
+#[test]
+fn the_hooks_account_may_exec_and_nothing_else() {
+    let rules = rules("deploy/base/roles.yaml", "stillpoint-hooks");
+    assert_eq!(rules.len(), 1);
+    assert_eq!(words(&rules[0], "resources"), ["pods/exec"]);
+    assert_eq!(words(&rules[0], "verbs"), ["get", "create"]);
+}
+
+#[test]
+fn nobody_is_given_a_status_a_wildcard_or_the_schedulers_verb() {
+    let roles: Vec<Value> = documents(&root().join("deploy/base/roles.yaml"))
+        .into_iter()
+        .filter(|document| document["kind"] == "ClusterRole")
+        .collect();
+    assert_eq!(roles.len(), 8);
+    for rule in roles.iter().flat_map(|role| role["rules"].as_array().unwrap()) {
+        assert!(words(rule, "resources").iter().all(|resource| !resource.ends_with("/status")), "{rule}");
+        assert!(words(rule, "verbs").iter().all(|verb| *verb != "*" && *verb != "schedule"), "{rule}");
+    }
+}

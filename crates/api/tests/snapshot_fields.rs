@@ -1,0 +1,120 @@
+//! The snapshot types of this crate use only fields that the upstream definitions have, with the same types.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+use stillpoint_api::snapshot::{
+    SnapshotError, SnapshotRef, VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent,
+    VolumeSnapshotContentSource, VolumeSnapshotContentSpec, VolumeSnapshotContentStatus,
+    VolumeSnapshotSource, VolumeSnapshotSpec, VolumeSnapshotStatus,
+};
+
+fn upstream() -> BTreeMap<String, String> {
+    include_str!("../testdata/snapshot-fields.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_once(' ').unwrap())
+        .map(|(path, kind)| (path.to_owned(), kind.to_owned()))
+        .collect()
+}
+
+fn leaves(value: &Value, path: String, out: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| leaves(value, format!("{path}.{key}"), out)),
+        Value::String(_) => out.push((path, "string".into())),
+        Value::Number(_) => out.push((path, "integer".into())),
+        Value::Bool(_) => out.push((path, "boolean".into())),
+        Value::Array(_) => out.push((path, "array".into())),
+        Value::Null => panic!("{path} is null"),
+    }
+}
+
+fn same_fields(kind: &str, mut object: Value) {
+    let top = object.as_object_mut().unwrap();
+    ["apiVersion", "kind", "metadata"].iter().for_each(|key| drop(top.remove(*key)));
+    let upstream = upstream();
+    let mut ours = Vec::new();
+    leaves(&object, kind.to_owned(), &mut ours);
+    assert!(!ours.is_empty());
+    for (path, kind) in ours {
+        let theirs = upstream.get(&path).unwrap_or_else(|| panic!("upstream has no {path}"));
+        let theirs = match theirs.split(':').next().unwrap() {
+            "quantity" => "string",
+            other => other,
+        };
+        assert_eq!(kind, theirs, "{path}");
+    }
+}
+
+fn time() -> Option<Time> {
+    Some(Time(Timestamp::UNIX_EPOCH))
+}
+
+fn error() -> Option<SnapshotError> {
+    Some(SnapshotError { message: Some("m".into()), time: time() })
+}
+
+#[test]
+fn a_volume_snapshot_has_the_upstream_fields() {
+    let mut snapshot = VolumeSnapshot::new(
+        "s",
+        VolumeSnapshotSpec {
+            source: VolumeSnapshotSource {
+                persistent_volume_claim_name: Some("c".into()),
+                volume_snapshot_content_name: Some("c".into()),
+            },
+            volume_snapshot_class_name: Some("c".into()),
+        },
+    );
+    snapshot.status = Some(VolumeSnapshotStatus {
+        bound_volume_snapshot_content_name: Some("c".into()),
+        creation_time: time(),
+        ready_to_use: Some(true),
+        restore_size: Some("1Gi".into()),
+        error: error(),
+    });
+    same_fields("VolumeSnapshot", serde_json::to_value(snapshot).unwrap());
+}
+
+#[test]
+fn a_content_has_the_upstream_fields() {
+    let mut content = VolumeSnapshotContent::new(
+        "c",
+        VolumeSnapshotContentSpec {
+            deletion_policy: "Retain".into(),
+            driver: "d".into(),
+            source: VolumeSnapshotContentSource {
+                volume_handle: Some("v".into()),
+                snapshot_handle: Some("s".into()),
+            },
+            source_volume_mode: Some("Filesystem".into()),
+            volume_snapshot_class_name: Some("c".into()),
+            volume_snapshot_ref: SnapshotRef {
+                namespace: Some("n".into()),
+                name: Some("s".into()),
+                uid: Some("u".into()),
+            },
+        },
+    );
+    content.status = Some(VolumeSnapshotContentStatus {
+        snapshot_handle: Some("h".into()),
+        creation_time: Some(1),
+        ready_to_use: Some(true),
+        restore_size: Some(1),
+        error: error(),
+    });
+    same_fields("VolumeSnapshotContent", serde_json::to_value(content).unwrap());
+}
+
+#[test]
+fn a_class_has_the_upstream_fields() {
+    let class = VolumeSnapshotClass {
+        metadata: ObjectMeta::default(),
+        driver: "d".into(),
+        deletion_policy: "Delete".into(),
+    };
+    same_fields("VolumeSnapshotClass", serde_json::to_value(class).unwrap());
+}
