@@ -109,13 +109,12 @@ pub(crate) async fn apply(
         let accepted = accept(&policy, &context.schedules, &context.cluster_uid, now);
         let observed = Observed { policy: &policy, accepted: accepted.as_ref(), backups, fresh_failures };
         let outcome = reconcile(&observed, now);
-        if let Some(start) = outcome.start {
-            if let Err(error) = create(context, &policy, start).await {
-                context
-                    .tell(&policy, "BackupNotStarted", format!("the slot {} waits: {error}", start.slot))
-                    .await;
-                return Err(error);
-            }
+        if let Some(start) = outcome.start
+            && let Err(error) = create(context, &policy, start).await
+        {
+            let note = format!("the slot {} waits: {error}", start.slot);
+            context.tell(&policy, "BackupNotStarted", note).await;
+            return Err(error);
         }
         if !write_status(&policies, &policy, &outcome).await? {
             continue;
