@@ -94,7 +94,10 @@ const EVENT_FIELDS: [(&str, &str); 7] = [
     ("deprecatedLastTimestamp", "lastTimestamp"),
 ];
 
-fn rename(object: &mut Value, direction: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str)) {
+fn rename(
+    object: &mut Value,
+    direction: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) {
     if let Some(object) = object.as_object_mut() {
         for pair in EVENT_FIELDS {
             let (from, to) = direction(pair);

@@ -165,7 +165,8 @@ impl Api {
             }
             ["apis", "authorization.k8s.io", "v1", .., review] if REVIEWS.contains(review) => {
                 let mut review = parse(call)?;
-                review["status"] = json!({"allowed": true, "reason": "the embedded cluster allows everything"});
+                review["status"] =
+                    json!({"allowed": true, "reason": "the embedded cluster allows everything"});
                 return Ok(respond(StatusCode::CREATED, &review));
             }
             ["apis", group, version] => {
@@ -213,7 +214,12 @@ impl Api {
                     return Err(ApiError::no_such_path());
                 }
                 match verb {
-                    "get" => Ok(present(&resource, &call, StatusCode::OK, &*self.store.get(&resource, space, name)?)),
+                    "get" => Ok(present(
+                        &resource,
+                        &call,
+                        StatusCode::OK,
+                        &*self.store.get(&resource, space, name)?,
+                    )),
                     "watch" => self.watch(resource, namespace, Some(name), &call),
                     "update" => self.replace(&resource, (space, name), half, &call),
                     "patch" => self.patch(&resource, (space, name), half, &call),
@@ -246,7 +252,8 @@ impl Api {
             binding["metadata"]["namespace"] == namespace
                 && role["kind"] == "ClusterRole"
                 && role["name"] == HOOKS_ACCOUNT
-                && subjects.any(|subject| subject["kind"] == "ServiceAccount" && subject["name"] == HOOKS_ACCOUNT)
+                && subjects
+                    .any(|subject| subject["kind"] == "ServiceAccount" && subject["name"] == HOOKS_ACCOUNT)
         });
         if account.is_some() && bound {
             return Ok(());
@@ -282,7 +289,8 @@ impl Api {
         let limit = call.param("limit").parse().unwrap_or(0);
         let page = self.store.list(&resource.table(), &scope, limit, call.param("continue"))?;
         let metadata_only = wants_metadata(call);
-        let items: Vec<Value> = page.items.iter().map(|item| outward(resource, item, metadata_only)).collect();
+        let items: Vec<Value> =
+            page.items.iter().map(|item| outward(resource, item, metadata_only)).collect();
         let mut meta = json!({"resourceVersion": page.version.to_string()});
         if let Some(next) = page.next {
             meta["continue"] = json!(next);
@@ -310,7 +318,8 @@ impl Api {
             "" | "0" => None,
             _ if initial => None,
             version => {
-                let unreadable = || ApiError::bad_request(format!("Invalid value: resourceVersion {version:?}"));
+                let unreadable =
+                    || ApiError::bad_request(format!("Invalid value: resourceVersion {version:?}"));
                 Some(version.parse().map_err(|_| unreadable())?)
             }
         };
@@ -365,9 +374,7 @@ impl Api {
             return Err(error);
         }
         let now = self.store.now();
-        let condition = |kind: &str, reason: &str| {
-            json!({"type": kind, "status": "True", "reason": reason, "message": "", "lastTransitionTime": now})
-        };
+        let condition = |kind: &str, reason: &str| json!({"type": kind, "status": "True", "reason": reason, "message": "", "lastTransitionTime": now});
         self.store.update(resource, ("", name), Half::Both, false, |crd| {
             crd["status"] = json!({
                 "conditions": [condition("NamesAccepted", "NoConflicts"), condition("Established", "InitialNamesAccepted")],
@@ -433,7 +440,9 @@ impl Api {
             "application/apply-patch+yaml" => {
                 check_type(resource, &body)?;
                 if call.param("fieldManager").is_empty() {
-                    return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+                    return Err(ApiError::bad_request(
+                        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+                    ));
                 }
                 if half == Half::Main && self.store.find(&resource.table(), namespace, name).is_none() {
                     body["metadata"]["name"] = json!(name);
@@ -511,7 +520,8 @@ impl Api {
         let page = self.store.list(&resource.table(), &scope, 0, "")?;
         for object in &page.items {
             let meta = &object["metadata"];
-            let place = (meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default());
+            let place =
+                (meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default());
             let _ = self.store.delete(resource, place.0, place.1, &how);
         }
         let items: Vec<Value> = page.items.iter().map(|item| outward(resource, item, false)).collect();
@@ -538,11 +548,7 @@ fn verb(call: &Call, named: bool) -> &'static str {
 }
 
 fn not_allowed() -> ApiError {
-    ApiError::new(
-        405,
-        "MethodNotAllowed",
-        "the server does not allow this method on the requested resource",
-    )
+    ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
 }
 
 /// The body: JSON, or YAML for those who apply by hand.
@@ -582,11 +588,14 @@ fn deletion(call: &Call) -> Result<Deletion, ApiError> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let policy = options["propagationPolicy"].as_str().unwrap_or_else(|| call.param("propagationPolicy"));
     Ok(Deletion {
-        grace: options["gracePeriodSeconds"].as_i64().or_else(|| call.param("gracePeriodSeconds").parse().ok()),
+        grace: options["gracePeriodSeconds"]
+            .as_i64()
+            .or_else(|| call.param("gracePeriodSeconds").parse().ok()),
         orphan: policy == "Orphan",
         uid: text(&options["preconditions"]["uid"]),
         version: text(&options["preconditions"]["resourceVersion"]),
-        dry_run: call.param("dryRun") == "All" || options["dryRun"].as_array().is_some_and(|all| !all.is_empty()),
+        dry_run: call.param("dryRun") == "All"
+            || options["dryRun"].as_array().is_some_and(|all| !all.is_empty()),
     })
 }
 

@@ -43,7 +43,8 @@ impl ApiError {
 
     pub(crate) fn conflict(resource: &Resource, name: &str) -> Self {
         let what = resource.qualified();
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {what} \"{name}\": {why}"))
             .about(resource, name)
     }

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::CloseCode};
-use tokio_tungstenite::tungstenite::Message;
 
 use crate::error::ApiError;
 use crate::http::{Body, Call, empty};
@@ -58,7 +58,9 @@ pub(crate) fn upgrade(kubelet: Arc<Kubelet>, pod: &Value, call: Call) -> Result<
     let containers = pod["spec"]["containers"].as_array().cloned().unwrap_or_default();
     let container = match call.param("container") {
         "" if containers.len() == 1 => containers[0]["name"].as_str().unwrap_or_default().to_owned(),
-        "" => return Err(ApiError::bad_request(format!("a container name must be specified for pod {name}"))),
+        "" => {
+            return Err(ApiError::bad_request(format!("a container name must be specified for pod {name}")));
+        }
         named if containers.iter().any(|container| container["name"] == named) => named.to_owned(),
         named => {
             return Err(ApiError::bad_request(format!("container {named} is not valid for pod {name}")));
@@ -75,7 +77,8 @@ pub(crate) fn upgrade(kubelet: Arc<Kubelet>, pod: &Value, call: Call) -> Result<
     let key = call.headers.get(header::SEC_WEBSOCKET_KEY);
     let key = key.ok_or_else(|| ApiError::bad_request("Sec-WebSocket-Key is missing"))?;
     let accept = derive_accept_key(key.as_bytes());
-    let flag = |name: &str| call.query.get(name).and_then(|values| values.last()).is_some_and(|one| one == "true");
+    let flag =
+        |name: &str| call.query.get(name).and_then(|values| values.last()).is_some_and(|one| one == "true");
     let session = Session {
         argv,
         stdin: flag("stdin"),

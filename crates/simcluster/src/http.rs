@@ -79,8 +79,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Arc<Api>, mut stop: watch:
 }
 
 async fn answer(api: Arc<Api>, mut request: Request<Incoming>) -> Result<Response<Body>, ConnectionCut> {
-    let upgrade =
-        request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| ConnectionCut)?.to_bytes();
     let path = head.uri.path().split('/').filter(|step| !step.is_empty()).map(decode).collect();

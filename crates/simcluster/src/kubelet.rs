@@ -130,12 +130,17 @@ impl Kubelet {
     pub(crate) fn pods_mounting(&self, namespace: &str, claim: &str) -> Vec<String> {
         let mounts = |pod: &&Arc<Value>| {
             pod["metadata"]["namespace"] == namespace
-                && pod["spec"]["volumes"].as_array().into_iter().flatten().any(|volume| {
-                    volume["persistentVolumeClaim"]["claimName"] == claim
-                })
+                && pod["spec"]["volumes"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|volume| volume["persistentVolumeClaim"]["claimName"] == claim)
         };
         let pods = self.store.all("pods");
-        pods.iter().filter(mounts).filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned)).collect()
+        pods.iter()
+            .filter(mounts)
+            .filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned))
+            .collect()
     }
 
     async fn run_pod(self: Arc<Self>, pod: Arc<Value>, state: Arc<PodState>) {
@@ -247,11 +252,13 @@ impl Kubelet {
         for container in plan.init.iter().chain(&plan.main) {
             for mount in &container.mounts {
                 let Some(volume) = places.get(&mount.volume) else { continue };
-                let target = if mount.sub_path.is_empty() { volume.clone() } else { volume.join(&mount.sub_path) };
+                let target =
+                    if mount.sub_path.is_empty() { volume.clone() } else { volume.join(&mount.sub_path) };
                 std::fs::create_dir_all(&target).map_err(said("create", &target))?;
                 let user = container.user.map(|(uid, _)| uid);
                 let group = plan.group.or(container.user.map(|(_, gid)| gid));
-                std::os::unix::fs::chown(&target, user, group).map_err(said("change the owner of", &target))?;
+                std::os::unix::fs::chown(&target, user, group)
+                    .map_err(said("change the owner of", &target))?;
                 if let Some(parent) = mount.path.parent() {
                     std::fs::create_dir_all(parent).map_err(said("create", parent))?;
                 }
@@ -294,7 +301,8 @@ impl Kubelet {
         let volume = self.store.find("persistentvolumes", "", volume).filter(|_| bound);
         let volume = volume.ok_or_else(|| format!("pod has unbound PersistentVolumeClaim \"{claim}\""))?;
         let handle = volume["spec"]["csi"]["volumeHandle"].as_str();
-        let handle = handle.ok_or_else(|| format!("the volume of {claim} is not one of the embedded cluster"))?;
+        let handle =
+            handle.ok_or_else(|| format!("the volume of {claim} is not one of the embedded cluster"))?;
         Ok(self.root.join("volumes").join(handle))
     }
 
@@ -334,7 +342,8 @@ impl Kubelet {
                 Err(error) => {
                     self.event(state, "Warning", "Failed", &format!("Error: {error}"));
                     self.set(state, pod, &plan.name, |container| {
-                        container.run = Run::Waiting { reason: "RunContainerError", message: error.to_string() };
+                        container.run =
+                            Run::Waiting { reason: "RunContainerError", message: error.to_string() };
                     });
                     -1
                 }
@@ -350,7 +359,12 @@ impl Kubelet {
             if self.store.clock.mono().since(started) > 10 * MAX_BACK_OFF {
                 pause = self.back_off;
             }
-            self.event(state, "Warning", "BackOff", &format!("Back-off restarting failed container {}", plan.name));
+            self.event(
+                state,
+                "Warning",
+                "BackOff",
+                &format!("Back-off restarting failed container {}", plan.name),
+            );
             self.set(state, pod, &plan.name, |container| {
                 if let Run::Terminated(last) = &container.run {
                     container.last = Some(last.clone());
@@ -481,16 +495,18 @@ impl Kubelet {
         };
         let main: Vec<&ContainerState> = containers.values().filter(|container| !container.init).collect();
         let ended = |container: &&ContainerState| matches!(container.run, Run::Terminated(_));
-        let failed = |container: &ContainerState| matches!(&container.run, Run::Terminated(end) if end.code != 0);
+        let failed =
+            |container: &ContainerState| matches!(&container.run, Run::Terminated(end) if end.code != 0);
         let begun = |container: &&ContainerState| {
             matches!(container.run, Run::Running { .. } | Run::Terminated(_)) || container.last.is_some()
         };
-        let init_failed = pod.restart == Restart::Never && containers.values().any(|one| one.init && failed(one));
+        let init_failed =
+            pod.restart == Restart::Never && containers.values().any(|one| one.init && failed(one));
         let phase = if init_failed {
             "Failed"
-        } else if pod.restart != Restart::Always && main.iter().all(|one| ended(&one)) {
+        } else if pod.restart != Restart::Always && main.iter().all(ended) {
             if main.iter().any(|one| failed(one)) { "Failed" } else { "Succeeded" }
-        } else if main.iter().all(|one| begun(&one)) {
+        } else if main.iter().all(begun) {
             "Running"
         } else {
             "Pending"

@@ -124,7 +124,8 @@ impl SimCluster {
         let root = make_root(&options.root)?;
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(SimError::Listen)?;
         let url = format!("http://{}", listener.local_addr().map_err(SimError::Listen)?);
-        let seed = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().trim().to_owned();
+        let seed =
+            std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().trim().to_owned();
         let clock: SharedClock = SystemClock::shared();
         let registry = Registry::new(options.snapshot_api);
         let store = Arc::new(Store::new(registry, clock, seed.clone(), options.history, options.kubelet));

@@ -27,7 +27,8 @@ pub(crate) fn merge(target: &mut Value, patch: &Value) {
 /// Applies a JSON patch; a failing `test` or a path that leads nowhere refuses the whole patch with 422, as
 /// kube-apiserver does.
 pub(crate) fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let refuse = |why: String| ApiError::new(422, "Invalid", format!("the server rejected our request: {why}"));
+    let refuse =
+        |why: String| ApiError::new(422, "Invalid", format!("the server rejected our request: {why}"));
     let steps = patch.as_array().ok_or_else(|| ApiError::bad_request("a JSON patch must be an array"))?;
     for step in steps {
         let operation = step["op"].as_str().unwrap_or_default();
@@ -69,7 +70,9 @@ pub(crate) fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiErr
                 }
                 Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return Err(nowhere()),
             },
-            other => return Err(refuse(format!("operation {other:?} is not one of add, replace, remove, test"))),
+            other => {
+                return Err(refuse(format!("operation {other:?} is not one of add, replace, remove, test")));
+            }
         }
     }
     Ok(())

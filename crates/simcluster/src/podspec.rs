@@ -117,7 +117,10 @@ fn container_plan(
     for mount in items(&container["volumeMounts"]) {
         let path = PathBuf::from(expand(&text(&mount["mountPath"]), &env));
         let volume = text(&mount["name"]);
-        if !path.starts_with(root) || path == root || path.components().any(|step| step == Component::ParentDir) {
+        if !path.starts_with(root)
+            || path == root
+            || path.components().any(|step| step == Component::ParentDir)
+        {
             return Err(format!(
                 "container {name:?}: mountPath {} must lie below {}: the embedded cluster has no mount namespaces",
                 path.display(),
@@ -133,7 +136,8 @@ fn container_plan(
     let setting = |field: &str| number(&own[field]).or_else(|| number(&shared[field]));
     let user = setting("runAsUser").map(|uid| (uid, setting("runAsGroup").unwrap_or(uid)));
     Ok(ContainerPlan {
-        probe: probe(&container["readinessProbe"], &env).map_err(|why| format!("container {name:?}: {why}"))?,
+        probe: probe(&container["readinessProbe"], &env)
+            .map_err(|why| format!("container {name:?}: {why}"))?,
         directory: container["workingDir"].as_str().map(|path| PathBuf::from(expand(path, &env))),
         name,
         argv,
@@ -147,16 +151,17 @@ fn environment(pod: &Value, container: &Value) -> Result<BTreeMap<String, String
     let mut env = BTreeMap::from([("HOSTNAME".to_owned(), text(&pod["metadata"]["name"]))]);
     for variable in items(&container["env"]) {
         let name = text(&variable["name"]);
-        let value = match (variable["value"].as_str(), variable["valueFrom"]["fieldRef"]["fieldPath"].as_str()) {
-            (Some(value), _) => expand(value, &env),
-            (None, Some(path @ ("metadata.name" | "metadata.namespace" | "metadata.uid"))) => {
-                text(path.split('.').fold(pod, |at, step| &at[step]))
-            }
-            (None, Some("status.podIP")) => "127.0.0.1".to_owned(),
-            (None, Some(path)) => return Err(format!("env {name}: fieldRef {path} is not implemented")),
-            (None, None) if variable["valueFrom"].is_null() => String::new(),
-            (None, None) => return Err(format!("env {name}: only value and fieldRef are implemented")),
-        };
+        let value =
+            match (variable["value"].as_str(), variable["valueFrom"]["fieldRef"]["fieldPath"].as_str()) {
+                (Some(value), _) => expand(value, &env),
+                (None, Some(path @ ("metadata.name" | "metadata.namespace" | "metadata.uid"))) => {
+                    text(path.split('.').fold(pod, |at, step| &at[step]))
+                }
+                (None, Some("status.podIP")) => "127.0.0.1".to_owned(),
+                (None, Some(path)) => return Err(format!("env {name}: fieldRef {path} is not implemented")),
+                (None, None) if variable["valueFrom"].is_null() => String::new(),
+                (None, None) => return Err(format!("env {name}: only value and fieldRef are implemented")),
+            };
         env.insert(name, value);
     }
     if !container["envFrom"].is_null() {
@@ -210,9 +215,7 @@ mod tests {
     #[test]
     fn what_the_kubelet_cannot_do_is_refused_by_name() {
         let root = Path::new("/r");
-        let pod = |container: Value, volumes: Value| {
-            json!({"metadata": {"name": "p"}, "spec": {"containers": [container], "volumes": volumes}})
-        };
+        let pod = |container: Value, volumes: Value| json!({"metadata": {"name": "p"}, "spec": {"containers": [container], "volumes": volumes}});
         let claim = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
         for (container, volumes, said) in [
             (json!({"name": "c"}), json!([]), "command is needed"),
@@ -227,7 +230,11 @@ mod tests {
                 claim,
                 "must lie below /r",
             ),
-            (json!({"name": "c", "command": ["a"], "readinessProbe": {"httpGet": {}}}), json!([]), "only exec"),
+            (
+                json!({"name": "c", "command": ["a"], "readinessProbe": {"httpGet": {}}}),
+                json!([]),
+                "only exec",
+            ),
             (
                 json!({"name": "c", "command": ["a"], "env": [{"name": "P", "valueFrom": {"secretKeyRef": {}}}]}),
                 json!([]),

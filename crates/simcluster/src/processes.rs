@@ -156,8 +156,8 @@ impl Processes {
     ) -> Result<Child, LaunchError> {
         let path = at.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
         let named = argv.first().cloned().unwrap_or_default();
-        let executable =
-            find_executable(&named, path, &at.directory).ok_or_else(|| LaunchError::NotFound(named.clone()))?;
+        let executable = find_executable(&named, path, &at.directory)
+            .ok_or_else(|| LaunchError::NotFound(named.clone()))?;
         let mut command = match at.user {
             None => Command::new(&executable),
             Some((uid, gid)) => {
@@ -204,7 +204,8 @@ impl Processes {
     /// whatever carries the marker although its parent has gone.
     pub(crate) fn members(&self, pod: &str, container: Option<&str>) -> BTreeSet<i32> {
         let mut members: BTreeSet<i32> = {
-            let ours = |owner: &Owner| owner.pod == pod && container.is_none_or(|name| owner.container == name);
+            let ours =
+                |owner: &Owner| owner.pod == pod && container.is_none_or(|name| owner.container == name);
             self.state().roots.iter().filter(|(_, owner)| ours(owner)).map(|(pid, _)| *pid).collect()
         };
         let mark = match container {
@@ -234,10 +235,16 @@ impl Processes {
     }
 
     /// SIGTERM to the groups of a pod's roots, SIGKILL to whatever is left after `grace`; returns when nothing lives.
-    pub(crate) async fn end(&self, pod: &str, container: Option<&str>, grace: Duration) -> Result<(), SimError> {
+    pub(crate) async fn end(
+        &self,
+        pod: &str,
+        container: Option<&str>,
+        grace: Duration,
+    ) -> Result<(), SimError> {
         let mut known = self.members(pod, container);
         let roots: Vec<i32> = {
-            let ours = |owner: &Owner| owner.pod == pod && container.is_none_or(|name| owner.container == name);
+            let ours =
+                |owner: &Owner| owner.pod == pod && container.is_none_or(|name| owner.container == name);
             self.state().roots.iter().filter(|(_, owner)| ours(owner)).map(|(pid, _)| *pid).collect()
         };
         if !grace.is_zero() {
@@ -386,9 +393,9 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 
 fn is_stopped(pid: i32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok()).all(|stat| {
-        parse_stat(&stat).is_none_or(|row| matches!(row.state, 'T' | 't') || row.is_dead())
-    })
+    threads
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok())
+        .all(|stat| parse_stat(&stat).is_none_or(|row| matches!(row.state, 'T' | 't') || row.is_dead()))
 }
 
 fn signal(pid: i32, signal: Signal) {

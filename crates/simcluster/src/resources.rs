@@ -105,7 +105,10 @@ impl Registry {
 
     pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
         let resources = self.resources.read().unwrap_or_else(PoisonError::into_inner);
-        resources.get(&(group.to_owned(), plural.to_owned())).filter(|found| found.version == version).cloned()
+        resources
+            .get(&(group.to_owned(), plural.to_owned()))
+            .filter(|found| found.version == version)
+            .cloned()
     }
 
     /// The resource behind a table key, for the cluster's own controllers.
@@ -128,7 +131,9 @@ impl Registry {
             group: text(&spec["group"]),
             version: text(&version["name"]),
             plural: text(&names["plural"]),
-            singular: names["singular"].as_str().map_or_else(|| text(&names["kind"]).to_lowercase(), str::to_owned),
+            singular: names["singular"]
+                .as_str()
+                .map_or_else(|| text(&names["kind"]).to_lowercase(), str::to_owned),
             kind: text(&names["kind"]),
             short: names["shortNames"].as_array().into_iter().flatten().map(text).collect(),
             namespaced: spec["scope"] == "Namespaced",
@@ -190,7 +195,9 @@ impl Registry {
             }
         }
         let api = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-        Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api, "resources": entries}))
+        Some(
+            json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api, "resources": entries}),
+        )
     }
 }
 

@@ -138,7 +138,10 @@ impl Report {
             && !allowed.contains(value)
         {
             let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-            self.refuse(path, format!("Unsupported value: {value}: supported values: {}", allowed.join(", ")));
+            self.refuse(
+                path,
+                format!("Unsupported value: {value}: supported values: {}", allowed.join(", ")),
+            );
         }
         let size = match value {
             Value::String(text) => Some(("Length", text.chars().count())),
@@ -170,9 +173,12 @@ impl Report {
 }
 
 fn has_required(schema: &Value, value: &Value) -> bool {
-    schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).all(|key| {
-        value.get(key).is_some_and(|field| !field.is_null())
-    })
+    schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .all(|key| value.get(key).is_some_and(|field| !field.is_null()))
 }
 
 fn has_type(schema: &Value, value: &Value) -> bool {
@@ -185,7 +191,9 @@ fn has_type(schema: &Value, value: &Value) -> bool {
         Some("string") => value.is_string(),
         Some("boolean") => value.is_boolean(),
         Some("number") => value.is_number(),
-        Some("integer") => value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|n| n.fract() == 0.0),
+        Some("integer") => {
+            value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|n| n.fract() == 0.0)
+        }
         Some(_) | None => true,
     }
 }

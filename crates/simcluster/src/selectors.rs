@@ -113,7 +113,9 @@ fn parse_field_term(term: &str) -> Result<(String, bool, String), ApiError> {
             return Ok((path.trim().to_owned(), equal, value.trim().to_owned()));
         }
     }
-    Err(ApiError::bad_request(format!("invalid field selector {term:?}: it must be path=value or path!=value")))
+    Err(ApiError::bad_request(format!(
+        "invalid field selector {term:?}: it must be path=value or path!=value"
+    )))
 }
 
 #[cfg(test)]

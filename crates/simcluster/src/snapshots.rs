@@ -222,7 +222,8 @@ impl Snapshots {
             add_finalizer(content, CONTENT_BOUND);
             content["spec"]["volumeSnapshotRef"]["uid"] = meta["uid"].clone();
             if content["status"].is_null() {
-                content["status"] = json!({"snapshotHandle": handle, "creationTime": now, "readyToUse": true});
+                content["status"] =
+                    json!({"snapshotHandle": handle, "creationTime": now, "readyToUse": true});
             }
         });
         let name = text(&content["metadata"]["name"]);
@@ -246,7 +247,8 @@ impl Snapshots {
             };
             // The snapshot follows its content only while that exists and is wanted.
             let wanted = self.store.find(CONTENTS, "", &name).is_some_and(|now| {
-                now["metadata"]["uid"] == content["metadata"]["uid"] && now["metadata"]["deletionTimestamp"].is_null()
+                now["metadata"]["uid"] == content["metadata"]["uid"]
+                    && now["metadata"]["deletionTimestamp"].is_null()
             });
             if done || !wanted {
                 break;
@@ -339,7 +341,8 @@ impl Snapshots {
         if !has_finalizers(snapshot) {
             return Ok(());
         }
-        let (namespace, name) = (text(&snapshot["metadata"]["namespace"]), text(&snapshot["metadata"]["name"]));
+        let (namespace, name) =
+            (text(&snapshot["metadata"]["namespace"]), text(&snapshot["metadata"]["name"]));
         let waits = self.store.all("persistentvolumeclaims").iter().any(|claim| {
             claim["metadata"]["namespace"] == namespace
                 && claim["status"]["phase"] == "Pending"
@@ -376,9 +379,11 @@ impl Snapshots {
         let reference = &content["spec"]["volumeSnapshotRef"];
         let snapshot = self.store.find(SNAPSHOTS, &text(&reference["namespace"]), &text(&reference["name"]));
         let held = snapshot.is_some_and(|snapshot| {
-            snapshot["metadata"]["uid"] == reference["uid"] && snapshot["metadata"]["deletionTimestamp"].is_null()
+            snapshot["metadata"]["uid"] == reference["uid"]
+                && snapshot["metadata"]["deletionTimestamp"].is_null()
         });
-        let cutting = self.cutting.lock().unwrap_or_else(PoisonError::into_inner).contains(&text(&meta["uid"]));
+        let cutting =
+            self.cutting.lock().unwrap_or_else(PoisonError::into_inner).contains(&text(&meta["uid"]));
         // A sidecar that is down never began: nothing can be lost.
         if held || (cutting && !self.knobs().sidecar_down) {
             return;
@@ -411,7 +416,14 @@ impl Snapshots {
             snapshot["status"]["readyToUse"] = json!(false);
         });
         let about = events::reference(snapshot);
-        events::emit(&self.store, "snapshot-controller", &about, "Warning", "SnapshotContentCreationFailed", why);
+        events::emit(
+            &self.store,
+            "snapshot-controller",
+            &about,
+            "Warning",
+            "SnapshotContentCreationFailed",
+            why,
+        );
     }
 
     fn change(&self, table: &str, object: &Value, change: impl FnOnce(&mut Value)) {

@@ -25,7 +25,8 @@ pub(crate) async fn run(store: Arc<Store>) {
 }
 
 fn reconcile(store: &Store, set: &Value) {
-    let (Some(sets), Some(pods)) = (store.registry.by_table("statefulsets.apps"), store.registry.by_table("pods"))
+    let (Some(sets), Some(pods)) =
+        (store.registry.by_table("statefulsets.apps"), store.registry.by_table("pods"))
     else {
         return;
     };
@@ -53,7 +54,11 @@ fn reconcile(store: &Store, set: &Value) {
                     break;
                 }
             }
-            Some(pod) if !parallel && (!is_ready(&pod) || !pod["metadata"]["deletionTimestamp"].is_null()) => break,
+            Some(pod)
+                if !parallel && (!is_ready(&pod) || !pod["metadata"]["deletionTimestamp"].is_null()) =>
+            {
+                break;
+            }
             Some(_) => {}
         }
     }

@@ -160,7 +160,12 @@ impl Store {
         self.lock().version
     }
 
-    pub(crate) fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, ApiError> {
+    pub(crate) fn get(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, ApiError> {
         self.find(&resource.table(), namespace, name).ok_or_else(|| ApiError::not_found(resource, name))
     }
 
@@ -170,18 +175,29 @@ impl Store {
 
     /// Everything in a table.
     pub(crate) fn all(&self, table: &str) -> Vec<Arc<Value>> {
-        self.lock().tables.get(table).map(|table| table.objects.values().cloned().collect()).unwrap_or_default()
+        self.lock()
+            .tables
+            .get(table)
+            .map(|table| table.objects.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// A page of a list; `after` is the continue token of the page before.
-    pub(crate) fn list(&self, table: &str, scope: &Scope, limit: usize, after: &str) -> Result<Page, ApiError> {
+    pub(crate) fn list(
+        &self,
+        table: &str,
+        scope: &Scope,
+        limit: usize,
+        after: &str,
+    ) -> Result<Page, ApiError> {
         let mut inner = self.lock();
         let current = inner.version;
         let table = inner.table(table);
         let start = match after.split_once('~') {
-            None => scope.namespace.as_ref().map_or(Bound::Unbounded, |namespace| {
-                Bound::Included((namespace.clone(), String::new()))
-            }),
+            None => scope
+                .namespace
+                .as_ref()
+                .map_or(Bound::Unbounded, |namespace| Bound::Included((namespace.clone(), String::new()))),
             Some((version, place)) => {
                 let version: u64 = version.parse().unwrap_or(0);
                 if version < table.forgotten {
@@ -260,7 +276,8 @@ impl Store {
             meta["name"] = json!(format!("{prefix}{}", &uid[..5]));
         }
         let name = meta["name"].as_str().unwrap_or_default().to_owned();
-        let legal = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-.:".contains(letter);
+        let legal =
+            |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-.:".contains(letter);
         if name.len() > 253 || !name.chars().all(legal) || name.starts_with('-') || name.ends_with('-') {
             let why = format!("Invalid value: {name:?}: a lowercase RFC 1123 subdomain is needed");
             return Err(ApiError::invalid(resource, &name, &[("metadata.name".into(), why)]));
@@ -289,9 +306,13 @@ impl Store {
         meta["creationTimestamp"] = json!(now);
         meta["generation"] = json!(1);
         if let Some(meta) = meta.as_object_mut() {
-            for given_by_the_server in
-                ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "selfLink"]
-            {
+            for given_by_the_server in [
+                "resourceVersion",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+                "managedFields",
+                "selfLink",
+            ] {
                 meta.remove(given_by_the_server);
             }
         }
@@ -341,9 +362,14 @@ impl Store {
             }
             Half::Main | Half::Both => {}
         }
-        for owned_by_the_server in
-            ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
-        {
+        for owned_by_the_server in [
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ] {
             restore(&mut object["metadata"], &current["metadata"], owned_by_the_server);
         }
         if let Some(meta) = object["metadata"].as_object_mut() {
@@ -437,13 +463,21 @@ impl Store {
             let Some(resource) = self.registry.by_table(&table) else { continue };
             let Some(object) = self.find(&table, &namespace, &name) else { continue };
             let owners = owner_uids(&object);
-            let living = {
+            let living: Vec<&String> = {
                 let inner = self.lock();
-                owners.iter().filter(|uid| inner.uids.contains(*uid)).count()
+                owners.iter().filter(|uid| inner.uids.contains(*uid)).collect()
             };
-            if !owners.is_empty() && living == 0 {
+            if !owners.is_empty() && living.is_empty() {
                 let uid = object["metadata"]["uid"].as_str().map(str::to_owned);
                 let _ = self.delete(&resource, &namespace, &name, &Deletion { uid, ..Deletion::default() });
+            } else if living.len() < owners.len() {
+                // Some owner is left: the references to those that went are taken away, as kube's collector does.
+                let _ = self.update(&resource, (&namespace, &name), Half::Both, false, |object| {
+                    if let Some(list) = object["metadata"]["ownerReferences"].as_array_mut() {
+                        list.retain(|owner| living.iter().any(|uid| owner["uid"] == **uid));
+                    }
+                    Ok(())
+                });
             }
         }
         for space in self.all("namespaces") {
@@ -459,7 +493,8 @@ impl Store {
             let of = |(table, content): (&String, &Table)| {
                 let table = table.clone();
                 let keys = content.objects.keys().filter(|(space, _)| space == namespace);
-                keys.map(move |(space, name)| (table.clone(), space.clone(), name.clone())).collect::<Vec<_>>()
+                keys.map(move |(space, name)| (table.clone(), space.clone(), name.clone()))
+                    .collect::<Vec<_>>()
             };
             inner.tables.iter().flat_map(of).collect()
         };

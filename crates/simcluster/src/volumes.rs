@@ -68,7 +68,9 @@ impl Volumes {
                 return Err(format!("persistentvolume \"{volume}\" belongs to another claim"));
             }
             self.claim_volume(claim, volume).map_err(|error| error.message)?;
-            return self.bind(claim, volume, &found["spec"]["storageClassName"]).map_err(|error| error.message);
+            return self
+                .bind(claim, volume, &found["spec"]["storageClassName"])
+                .map_err(|error| error.message);
         }
         let Some(class) = self.class_of(claim)? else { return Ok(()) };
         let uid = meta["uid"].as_str().unwrap_or_default();
@@ -238,7 +240,9 @@ fn place(object: &Value) -> (&str, &str) {
 }
 
 async fn make_directory(path: &std::path::Path) -> Result<(), String> {
-    tokio::fs::create_dir_all(path).await.map_err(|error| format!("cannot create {}: {error}", path.display()))
+    tokio::fs::create_dir_all(path)
+        .await
+        .map_err(|error| format!("cannot create {}: {error}", path.display()))
 }
 
 /// Copies a directory with owners, modes, links and times; shares blocks where the filesystem can.

@@ -9,8 +9,8 @@ use common::{api_only, create, dynamic, end, eventually};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace};
 use kube::api::{
-    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent,
-    WatchParams,
+    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy,
+    WatchEvent, WatchParams,
 };
 use kube::{Error, ResourceExt};
 use serde_json::{Value, json};
@@ -89,7 +89,8 @@ async fn a_write_on_a_stale_version_is_a_conflict() {
     let mut second = first.clone();
     second.data.as_mut().unwrap().insert("k".into(), "1".into());
     api.replace("a", &PostParams::default(), &second).await.unwrap();
-    let (code, reason, message) = refusal(api.replace("a", &PostParams::default(), &first).await.unwrap_err());
+    let (code, reason, message) =
+        refusal(api.replace("a", &PostParams::default(), &first).await.unwrap_err());
     assert_eq!((code, reason.as_str()), (409, "Conflict"));
     assert!(message.contains("the object has been modified"), "{message}");
     let stale = json!({"metadata": {"resourceVersion": first.resource_version()}, "data": {"k": "2"}});
@@ -132,7 +133,8 @@ async fn a_watch_sees_every_change_in_order_and_leaving_the_selection_is_a_delet
     }
     let mut seen = Vec::new();
     while seen.len() < 3 {
-        let event = tokio::time::timeout(common::DEADLINE, events.try_next()).await.unwrap().unwrap().unwrap();
+        let event =
+            tokio::time::timeout(common::DEADLINE, events.try_next()).await.unwrap().unwrap().unwrap();
         match event {
             WatchEvent::Added(map) => seen.push(("added", map.name_any())),
             WatchEvent::Modified(map) => seen.push(("modified", map.name_any())),
@@ -154,7 +156,9 @@ async fn a_watch_from_a_forgotten_version_is_expired() {
     let mut events =
         api.watch(&WatchParams::default(), &first.resource_version().unwrap()).await.unwrap().boxed();
     match events.try_next().await {
-        Ok(Some(WatchEvent::Error(status))) => assert_eq!((status.code, status.reason.as_str()), (410, "Expired")),
+        Ok(Some(WatchEvent::Error(status))) => {
+            assert_eq!((status.code, status.reason.as_str()), (410, "Expired"))
+        }
         other => panic!("{other:?}"),
     }
     end(cluster).await;
@@ -241,11 +245,17 @@ async fn status_is_written_by_its_own_path_only_and_only_spec_makes_a_generation
     assert_eq!(made.metadata.generation, Some(1));
     let patch = Patch::Merge(json!({"status": {"phase": "Ready"}, "spec": {"size": 9}}));
     let written = api.patch_status("a", &PatchParams::default(), &patch).await.unwrap();
-    assert_eq!((&written.data["status"]["phase"], &written.data["spec"]["size"]), (&json!("Ready"), &json!(1)));
+    assert_eq!(
+        (&written.data["status"]["phase"], &written.data["spec"]["size"]),
+        (&json!("Ready"), &json!(1))
+    );
     assert_eq!(written.metadata.generation, Some(1));
     let patch = Patch::Merge(json!({"status": {"phase": "Lost"}, "spec": {"size": 2}}));
     let written = api.patch("a", &PatchParams::default(), &patch).await.unwrap();
-    assert_eq!((&written.data["status"]["phase"], &written.data["spec"]["size"]), (&json!("Ready"), &json!(2)));
+    assert_eq!(
+        (&written.data["status"]["phase"], &written.data["spec"]["size"]),
+        (&json!("Ready"), &json!(2))
+    );
     assert_eq!(written.metadata.generation, Some(2));
     end(cluster).await;
 }
@@ -328,9 +338,7 @@ async fn an_object_with_finalizers_stays_until_the_last_one_is_taken_away() {
 async fn dependents_go_with_their_last_owner_and_stay_when_orphaned() {
     let cluster = api_only("owners").await;
     let api = maps(&cluster);
-    let owner = |map: &ConfigMap| {
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "name": map.name_any(), "uid": map.uid().unwrap()})
-    };
+    let owner = |map: &ConfigMap| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": map.name_any(), "uid": map.uid().unwrap()});
     let (a, b) = (create(&api, config_map("a")).await, create(&api, config_map("b")).await);
     for (name, owners) in [("of-a", vec![owner(&a)]), ("of-both", vec![owner(&a), owner(&b)])] {
         let mut map = config_map(name);
@@ -338,10 +346,13 @@ async fn dependents_go_with_their_last_owner_and_stay_when_orphaned() {
         create(&api, map).await;
     }
     api.delete("a", &DeleteParams::default()).await.unwrap();
-    eventually("the dependent is collected", async || api.get_opt("of-a").await.unwrap().is_none().then_some(()))
-        .await;
+    eventually("the dependent is collected", async || {
+        api.get_opt("of-a").await.unwrap().is_none().then_some(())
+    })
+    .await;
     assert!(api.get_opt("of-both").await.unwrap().is_some(), "one owner is left");
-    let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    let orphan =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
     api.delete("b", &orphan).await.unwrap();
     let mut late = config_map("late");
     late["metadata"]["ownerReferences"] = json!([owner(&a)]);
@@ -362,7 +373,8 @@ async fn a_namespace_takes_its_content_with_it() {
     let api: Api<ConfigMap> = Api::namespaced(cluster.client(), "shop");
     create(&api, config_map("a")).await;
     spaces.delete("shop", &DeleteParams::default()).await.unwrap();
-    eventually("the namespace goes", async || spaces.get_opt("shop").await.unwrap().is_none().then_some(())).await;
+    eventually("the namespace goes", async || spaces.get_opt("shop").await.unwrap().is_none().then_some(()))
+        .await;
     assert!(api.get_opt("a").await.unwrap().is_none());
     let refused = api.create(&PostParams::default(), &serde_json::from_value(config_map("b")).unwrap()).await;
     assert_eq!(refusal(refused.unwrap_err()).0, 404);
@@ -412,13 +424,13 @@ async fn discovery_and_review_answer_and_a_wrong_token_does_not() {
     widgets(&cluster).await;
     let discovery = kube::discovery::Discovery::new(cluster.client()).run().await.unwrap();
     assert!(discovery.groups().any(|group| group.name() == "example.dev"));
-    let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {}});
+    let review =
+        json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {}});
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     assert_eq!(post(&cluster, path, &review).await.unwrap()["status"]["allowed"], true);
     let mut config = cluster.kube_config();
     config.auth_info.token = Some("wrong".to_owned().into());
-    let stranger: Api<ConfigMap> =
-        Api::namespaced(kube::Client::try_from(config).unwrap(), "default");
+    let stranger: Api<ConfigMap> = Api::namespaced(kube::Client::try_from(config).unwrap(), "default");
     assert_eq!(refusal(stranger.list(&ListParams::default()).await.unwrap_err()).0, 401);
     let metadata = maps(&cluster).list_metadata(&ListParams::default()).await.unwrap();
     assert!(metadata.items.is_empty());

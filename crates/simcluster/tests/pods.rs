@@ -54,10 +54,17 @@ async fn exec_carries_input_output_half_close_and_exit_codes() {
     let missing = converse(exec(&cluster, "p", &["no-such-client"], None).await.unwrap(), b"").await;
     let status = missing.status.unwrap();
     assert_eq!((status["reason"].as_str(), status["code"].as_u64()), (Some("InternalError"), Some(500)));
-    assert!(status["message"].as_str().unwrap().contains("\"no-such-client\": executable file not found in $PATH"));
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("\"no-such-client\": executable file not found in $PATH")
+    );
 
     // Much more than any pipe holds, in one direction, then the status.
-    let many = converse(exec(&cluster, "p", &["head", "-c", "3000000", "/dev/zero"], None).await.unwrap(), b"").await;
+    let many =
+        converse(exec(&cluster, "p", &["head", "-c", "3000000", "/dev/zero"], None).await.unwrap(), b"")
+            .await;
     assert_eq!(many.stdout.len(), 3_000_000);
     assert!(many.status.is_some());
     end(cluster).await;
@@ -99,7 +106,8 @@ async fn hooks_may_exec_only_where_the_namespace_opted_in() {
     create(&accounts, json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})).await;
     assert!(code(session(user).await.err().expect("no binding yet")));
     let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> = Api::namespaced(cluster.client(), "default");
-    let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "stillpoint-hooks"});
+    let role =
+        json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "stillpoint-hooks"});
     let subject = json!({"kind": "ServiceAccount", "name": "stillpoint-hooks", "namespace": "default"});
     create(
         &bindings,
@@ -155,7 +163,9 @@ async fn a_pod_that_ignores_sigterm_is_killed_after_its_grace() {
     create(&api, pod("p", &format!("trap '' TERM; sleep {mark}; sleep {mark}"))).await;
     running(&cluster, "p").await;
     eventually("the sleeper runs", async || (alive(mark) > 0).then_some(())).await;
-    api.delete("p", &DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() }).await.unwrap();
+    api.delete("p", &DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() })
+        .await
+        .unwrap();
     eventually("the pod is gone", async || api.get_opt("p").await.unwrap().is_none().then_some(())).await;
     assert_eq!(alive(mark), 0);
     end(cluster).await;
@@ -172,10 +182,8 @@ async fn readiness_follows_the_probe_and_init_containers_come_first() {
     object["spec"]["containers"][0]["readinessProbe"] =
         json!({"exec": {"command": ["test", "-e", file.to_str().unwrap()]}, "periodSeconds": 1});
     create(&api, object).await;
-    eventually("running", async || {
-        (api.get("p").await.unwrap().status?.phase? == "Running").then_some(())
-    })
-    .await;
+    eventually("running", async || (api.get("p").await.unwrap().status?.phase? == "Running").then_some(()))
+        .await;
     let ready = api.get("p").await.unwrap().status.unwrap().container_statuses.unwrap()[0].ready;
     assert!(!ready);
     std::fs::write(&file, "").unwrap();
@@ -243,7 +251,13 @@ async fn a_stateful_set_scales_and_its_claims_outlive_the_pods() {
     let scale = Patch::Merge(json!({"spec": {"replicas": 0}}));
     sets.patch("db", &PatchParams::default(), &scale).await.unwrap();
     eventually("no pods", async || {
-        pods(&cluster).list(&ListParams::default().labels("app=db")).await.unwrap().items.is_empty().then_some(())
+        pods(&cluster)
+            .list(&ListParams::default().labels("app=db"))
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+            .then_some(())
     })
     .await;
     let mut left: Vec<String> =

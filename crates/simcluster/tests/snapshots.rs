@@ -107,8 +107,10 @@ async fn a_cut_stops_every_process_of_the_pod_and_a_claim_made_from_it_has_its_c
         let content = contents(&cluster).get(&format!("snapcontent-{uid}")).await.unwrap();
         assert_eq!(content.data["spec"]["volumeSnapshotRef"]["uid"], uid.as_str());
         assert_eq!(made.data["status"]["restoreSize"], "1Gi");
-        let cut = cluster.root().join("snapshots").join(content.data["status"]["snapshotHandle"].as_str().unwrap());
-        let entry = cluster.ledger().into_iter().find(|entry| entry.name == format!("snapshot-{uid}")).unwrap();
+        let cut =
+            cluster.root().join("snapshots").join(content.data["status"]["snapshotHandle"].as_str().unwrap());
+        let entry =
+            cluster.ledger().into_iter().find(|entry| entry.name == format!("snapshot-{uid}")).unwrap();
         assert!(entry.cut_start.unwrap() < entry.at && entry.event == "cut");
         // A loop stopped anywhere leaves its two files equal or one step apart; `echo` may have just emptied one.
         for writer in ["own", "far"] {
@@ -161,7 +163,12 @@ async fn the_content_shows_its_handle_before_it_is_ready_and_errors_are_shown_an
     let cluster = full("knobs").await;
     create(&claims(&cluster), claim("data", None)).await;
     bound(&cluster, "data").await;
-    let knobs = Knobs { ready_delay: Duration::from_secs(1), fail_next: 1, failure: "no space".into(), ..Knobs::default() };
+    let knobs = Knobs {
+        ready_delay: Duration::from_secs(1),
+        fail_next: 1,
+        failure: "no space".into(),
+        ..Knobs::default()
+    };
     cluster.set_knobs(knobs);
     create(&snapshots(&cluster), snapshot("s", "data")).await;
     let error = eventually("the error is shown", async || {
@@ -211,7 +218,10 @@ async fn deleting_a_snapshot_removes_content_and_copy_unless_retained() {
     let gone = ready(&cluster, "gone").await;
     let content = gone.data["status"]["boundVolumeSnapshotContentName"].as_str().unwrap();
     contents(&cluster).delete(content, &DeleteParams::default()).await.unwrap();
-    assert!(contents(&cluster).get_opt(content).await.unwrap().is_some(), "a bound content waits for its snapshot");
+    assert!(
+        contents(&cluster).get_opt(content).await.unwrap().is_some(),
+        "a bound content waits for its snapshot"
+    );
     for name in ["kept", "gone"] {
         snapshots(&cluster).delete(name, &DeleteParams::default()).await.unwrap();
         eventually(&format!("{name} goes"), async || {

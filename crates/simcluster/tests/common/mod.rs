@@ -24,8 +24,7 @@ pub async fn api_only(name: &str) -> SimCluster {
 }
 
 pub async fn full(name: &str) -> SimCluster {
-    let options =
-        SimOptions { back_off: Duration::from_millis(50), ..SimOptions::new(fresh_root(name)) };
+    let options = SimOptions { back_off: Duration::from_millis(50), ..SimOptions::new(fresh_root(name)) };
     SimCluster::start(options).await.unwrap()
 }
 
