@@ -48,19 +48,6 @@ pub fn explain(
     })
 }
 
-impl Explanation {
-    /// `{"slots": [RFC 3339], "minInterval": seconds, "maxInterval": seconds, "rpoAttainable": bool or null}`.
-    pub fn json(&self) -> serde_json::Value {
-        let slots: Vec<String> = self.slots.iter().map(rfc3339).collect();
-        serde_json::json!({
-            "slots": slots,
-            "minInterval": self.min_interval.map(|interval| interval.as_secs()),
-            "maxInterval": self.max_interval.map(|interval| interval.as_secs()),
-            "rpoAttainable": self.rpo_attainable,
-        })
-    }
-}
-
 /// With the offset and without the zone's name: `2026-03-29T03:30:00+02:00`.
 pub(crate) fn rfc3339(at: &Zoned) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()

@@ -539,15 +539,3 @@ fn no_text_makes_the_parser_panic_and_what_it_accepts_fires() {
         }
     }
 }
-
-#[test]
-fn an_explanation_is_json_with_offsets_and_seconds() {
-    let told = explain("30 2 * * *", "Europe/Berlin", at("2026-03-28T12:00:00Z"), 2, None).unwrap();
-    let expected = serde_json::json!({
-        "slots": ["2026-03-29T03:30:00+02:00", "2026-03-30T02:30:00+02:00"],
-        "minInterval": 23 * 3600,
-        "maxInterval": 25 * 3600,
-        "rpoAttainable": null,
-    });
-    assert_eq!(told.json(), expected);
-}
