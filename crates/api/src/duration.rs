@@ -2,6 +2,9 @@
 //!
 //! [`ShortDuration`] is for freezes, timeouts and jitter: CEL may compare it. [`LongDuration`] adds days and weeks
 //! for objectives, retention and deadlines, and is compared in code only: CEL's `duration("1d")` is an error.
+//!
+//! A duration is written back as it was read: `26h` stays `26h`. An immutable spec would otherwise be refused when it is
+//! read and written by us, because CEL compares texts. Two durations are equal when they are equally long.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -28,14 +31,45 @@ pub struct DurationError {
 }
 
 /// A duration of milliseconds to hours: `500ms`, `30s`, `1m30s`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ShortDuration(Duration);
+pub struct ShortDuration {
+    length: Duration,
+    written: Written,
+}
 
 /// A duration of minutes to weeks: `26h`, `7d`, `4w`. A day is 24 h, a week 7 days.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct LongDuration(Duration);
+pub struct LongDuration {
+    length: Duration,
+    written: Written,
+}
+
+/// The text a duration was read from; the patterns allow three times six digits and two letters. Empty: computed.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    bytes: [u8; 24],
+    len: u8,
+}
+
+impl Written {
+    const NOT: Self = Self { bytes: [0; 24], len: 0 };
+
+    fn of(text: &str) -> Self {
+        let mut written = Self::NOT;
+        if let (Some(bytes), Ok(len)) = (written.bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            bytes.copy_from_slice(text.as_bytes());
+            written.len = len;
+        }
+        written
+    }
+
+    fn text(&self) -> Option<&str> {
+        let text = std::str::from_utf8(self.bytes.get(..usize::from(self.len))?).ok()?;
+        (!text.is_empty()).then_some(text)
+    }
+}
 
 const SHORT_UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 const LONG_UNITS: &[(&str, u64)] = &[("m", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("w", 604_800_000)];
@@ -79,12 +113,12 @@ macro_rules! duration_type {
         impl $name {
             /// From whole seconds.
             pub const fn from_secs(seconds: u64) -> Self {
-                Self(Duration::from_secs(seconds))
+                Self { length: Duration::from_secs(seconds), written: Written::NOT }
             }
 
             /// The standard library's duration.
             pub const fn get(self) -> Duration {
-                self.0
+                self.length
             }
         }
 
@@ -92,11 +126,14 @@ macro_rules! duration_type {
             type Err = DurationError;
 
             fn from_str(text: &str) -> Result<Self, DurationError> {
-                parse(text, $units).map(Self).ok_or_else(|| DurationError {
-                    text: text.chars().take(40).collect(),
-                    units: $listed,
-                    example: $example,
-                })
+                match parse(text, $units) {
+                    Some(length) => Ok(Self { length, written: Written::of(text) }),
+                    None => Err(DurationError {
+                        text: text.chars().take(40).collect(),
+                        units: $listed,
+                        example: $example,
+                    }),
+                }
             }
         }
 
@@ -116,13 +153,48 @@ macro_rules! duration_type {
 
         impl From<$name> for Duration {
             fn from(duration: $name) -> Self {
-                duration.0
+                duration.length
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&render(self.0, $units))
+                match self.written.text() {
+                    Some(written) => f.write_str(written),
+                    None => f.write_str(&render(self.length, $units)),
+                }
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({self})", stringify!($name))
+            }
+        }
+
+        impl PartialEq for $name {
+            fn eq(&self, other: &Self) -> bool {
+                self.length == other.length
+            }
+        }
+
+        impl Eq for $name {}
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                self.length.cmp(&other.length)
+            }
+        }
+
+        impl std::hash::Hash for $name {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                self.length.hash(state);
             }
         }
 
@@ -171,5 +243,15 @@ mod tests {
             let duration: ShortDuration = text.parse().unwrap();
             assert_eq!(duration.to_string().parse::<ShortDuration>().unwrap(), duration);
         }
+    }
+
+    #[test]
+    fn a_duration_is_written_back_as_it_was_read() {
+        for text in ["26h", "90m", "0d", "999999w999999d999999h"] {
+            let duration: LongDuration = serde_json::from_value(text.into()).unwrap();
+            assert_eq!(serde_json::to_value(duration).unwrap(), text);
+        }
+        assert_eq!("26h".parse::<LongDuration>().unwrap(), "1d2h".parse().unwrap());
+        assert_eq!(ShortDuration::from_secs(90).to_string(), "1m30s");
     }
 }

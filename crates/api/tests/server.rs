@@ -212,6 +212,7 @@ fn every_field_of_a_status_is_kept() {
             "Restore" => serde_json::to_value(serde_json::from_value::<Restore>(stored.clone()).unwrap()),
             _ => serde_json::to_value(serde_json::from_value::<Backup>(stored.clone()).unwrap()),
         };
+        assert_kept(&stored["spec"], &again.as_ref().unwrap()["spec"], &format!("{kind}.spec"));
         assert_eq!(
             again.unwrap()["status"].as_object().unwrap().len(),
             stored["status"].as_object().unwrap().len(),

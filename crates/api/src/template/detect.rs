@@ -4,6 +4,8 @@
 //! organisation named after a database is not taken for one. The longest pattern wins, then the first image, then the
 //! template's name, so that the choice is the same on every run.
 
+use std::cmp::Reverse;
+
 use super::Recipe;
 
 /// The template that fits a pod.
@@ -15,6 +17,9 @@ pub struct Detected {
     pub image: usize,
 }
 
+/// Length of the pattern, then the first image, then the first name: the greatest wins.
+type Rank<'a> = (usize, Reverse<usize>, Reverse<&'a str>);
+
 /// The template whose `detect.images` fits one of a pod's images, given in the order of its containers.
 ///
 /// A pattern without `/` is compared with the last part of the image's name (`postgres` in
@@ -23,12 +28,12 @@ pub fn detect<'a>(
     images: &[&str],
     catalog: impl IntoIterator<Item = (&'a str, &'a Recipe)>,
 ) -> Option<Detected> {
-    let mut best: Option<((usize, std::cmp::Reverse<usize>, std::cmp::Reverse<&str>), Detected)> = None;
+    let mut best: Option<(Rank<'a>, Detected)> = None;
     for (template, recipe) in catalog {
         let patterns = recipe.detect.iter().flat_map(|detect| detect.images.iter());
         for pattern in patterns {
             let Some(image) = images.iter().position(|image| fits(pattern, image)) else { continue };
-            let rank = (pattern.len(), std::cmp::Reverse(image), std::cmp::Reverse(template));
+            let rank = (pattern.len(), Reverse(image), Reverse(template));
             if best.as_ref().is_none_or(|(held, _)| rank > *held) {
                 best = Some((rank, Detected { template: template.to_owned(), image }));
             }
