@@ -428,6 +428,10 @@ async fn discovery_and_review_answer_and_a_wrong_token_does_not() {
         json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {}});
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     assert_eq!(post(&cluster, path, &review).await.unwrap()["status"]["allowed"], true);
+    let file = kube::config::Kubeconfig::from_yaml(&cluster.kubeconfig_yaml()).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(file, &Default::default()).await.unwrap();
+    let other: Api<ConfigMap> = Api::default_namespaced(kube::Client::try_from(config).unwrap());
+    assert!(other.list(&ListParams::default()).await.is_ok());
     let mut config = cluster.kube_config();
     config.auth_info.token = Some("wrong".to_owned().into());
     let stranger: Api<ConfigMap> = Api::namespaced(kube::Client::try_from(config).unwrap(), "default");

@@ -1,5 +1,4 @@
-//! A real PostgreSQL as a pod: the proof that a cut of the embedded cluster is atomic for a server with many
-//! processes, each a session leader of its own.
+//! A real PostgreSQL as a pod: many processes, each a session leader of its own, under load while it is cut.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
