@@ -33,6 +33,9 @@ const CONTENT_BOUND: &str = "snapshot.storage.kubernetes.io/volumesnapshotconten
 /// How often a failed cut is tried again, as the sidecar's first retry.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How often a sidecar that is down is looked at.
+const SIDECAR_POLL: Duration = Duration::from_millis(20);
+
 /// How the simulated driver behaves; change it at any time.
 #[derive(Clone, Debug, Default)]
 pub struct Knobs {
@@ -245,11 +248,7 @@ impl Snapshots {
                     false
                 }
             };
-            // The snapshot follows its content only while that exists and is wanted.
-            let wanted = self.store.find(CONTENTS, "", &name).is_some_and(|now| {
-                now["metadata"]["uid"] == content["metadata"]["uid"]
-                    && now["metadata"]["deletionTimestamp"].is_null()
-            });
+            let wanted = self.is_wanted(&content);
             if done || !wanted {
                 break;
             }
@@ -267,10 +266,10 @@ impl Snapshots {
     }
 
     async fn cut(&self, content: &Value) -> Result<(), String> {
-        let knobs = self.knobs();
-        if knobs.sidecar_down {
-            futures::future::pending::<()>().await;
+        while self.knobs().sidecar_down {
+            tokio::time::sleep(SIDECAR_POLL).await;
         }
+        let knobs = self.knobs();
         tokio::time::sleep(knobs.pre_cut_delay).await;
         {
             let mut knobs = self.knobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -278,6 +277,9 @@ impl Snapshots {
                 knobs.fail_next -= 1;
                 return Err(format!("rpc error: code = Internal desc = {}", knobs.failure));
             }
+        }
+        if !self.is_wanted(content) {
+            return Ok(());
         }
         let uid = text(&content["spec"]["volumeSnapshotRef"]["uid"]);
         let volume = text(&content["spec"]["source"]["volumeHandle"]);
@@ -298,6 +300,15 @@ impl Snapshots {
         }
         write(true);
         Ok(())
+    }
+
+    /// Whether a content still exists and is not being deleted.
+    fn is_wanted(&self, content: &Value) -> bool {
+        let name = text(&content["metadata"]["name"]);
+        self.store.find(CONTENTS, "", &name).is_some_and(|now| {
+            now["metadata"]["uid"] == content["metadata"]["uid"]
+                && now["metadata"]["deletionTimestamp"].is_null()
+        })
     }
 
     /// The cut itself: stop, copy, write the ledger, continue. The answer is the volume and the time of the cut.

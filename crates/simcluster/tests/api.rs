@@ -440,3 +440,18 @@ async fn discovery_and_review_answer_and_a_wrong_token_does_not() {
     assert!(metadata.items.is_empty());
     end(cluster).await;
 }
+
+#[tokio::test]
+async fn thousands_of_objects_are_made_listed_and_watched() {
+    const COUNT: usize = 2_000;
+    let cluster = api_only("scale").await;
+    let api = maps(&cluster);
+    let version = api.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let events = api.watch(&WatchParams::default().timeout(60), &version).await.unwrap().boxed();
+    let make = async |at: usize| create(&api, config_map(&format!("m{at}"))).await;
+    futures::stream::iter(0..COUNT).map(make).buffer_unordered(32).count().await;
+    assert_eq!(api.list(&ListParams::default()).await.unwrap().items.len(), COUNT);
+    let seen = tokio::time::timeout(common::DEADLINE, events.take(COUNT).count()).await.unwrap();
+    assert_eq!(seen, COUNT);
+    end(cluster).await;
+}

@@ -295,6 +295,8 @@ async fn nothing_is_left_when_the_owner_is_killed() {
         .spawn()
         .unwrap();
     eventually("the owner's pod runs", async || (alive(&format!("sleep\0{mark}")) >= 2).then_some(())).await;
+    let root = common::root_of("killed-owner", owner.id().unwrap());
     owner.kill().await.unwrap();
     eventually("the watchdog ended the pod", async || (alive(mark) == 0).then_some(())).await;
+    std::fs::remove_dir_all(root).unwrap();
 }

@@ -252,3 +252,30 @@ async fn deleting_a_snapshot_removes_content_and_copy_unless_retained() {
     assert_eq!(cluster.ledger().iter().filter(|entry| entry.event == "delete").count(), 1);
     end(cluster).await;
 }
+
+#[tokio::test]
+async fn nothing_is_cut_while_the_sidecar_is_down_and_what_was_given_up_meanwhile_never_is() {
+    let cluster = full("sidecar").await;
+    create(&claims(&cluster), claim("data", None)).await;
+    bound(&cluster, "data").await;
+    cluster.set_knobs(Knobs { sidecar_down: true, ..Knobs::default() });
+    for name in ["given-up", "patient"] {
+        create(&snapshots(&cluster), snapshot(name, "data")).await;
+    }
+    eventually("contents without handles", async || {
+        let made = contents(&cluster).list(&kube::api::ListParams::default()).await.unwrap().items;
+        (made.len() == 2 && made.iter().all(|content| content.data["status"].is_null())).then_some(())
+    })
+    .await;
+    snapshots(&cluster).delete("given-up", &DeleteParams::default()).await.unwrap();
+    eventually("the given-up one goes", async || {
+        snapshots(&cluster).get_opt("given-up").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    cluster.set_knobs(Knobs::default());
+    ready(&cluster, "patient").await;
+    create(&snapshots(&cluster), snapshot("next", "data")).await;
+    ready(&cluster, "next").await;
+    assert_eq!(cluster.ledger().len(), 2);
+    end(cluster).await;
+}

@@ -13,8 +13,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+pub fn root_of(name: &str, process: u32) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{process}"))
+}
+
 pub fn fresh_root(name: &str) -> PathBuf {
-    let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let root = root_of(name, std::process::id());
     let _ = std::fs::remove_dir_all(&root);
     root
 }
