@@ -71,6 +71,10 @@ fn finished(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
 
 fn finish(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    // A link of the API documentation means nothing in `kubectl explain`.
+    if let Some(description) = schema.description.as_mut() {
+        *description = description.replace("[`", "`").replace("`]", "`");
+    }
     // `null` in an enum is how an optional enum comes out of the derive.
     if let Some(values) = schema.enum_.as_mut() {
         values.retain(|value| !value.0.is_null());

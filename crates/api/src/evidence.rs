@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Continuity, TemplateRef};
+use crate::policy::{Continuity, Requirement, TemplateRef};
 use crate::template::{Layout, Setting};
 
 /// Microseconds after t0 (negative: before it), on the controller's monotonic clock.
@@ -44,6 +44,9 @@ pub struct Resolved {
     /// Least continuity that counts as proof in this run.
     #[serde(default)]
     pub min_continuity: Continuity,
+    /// What happens to the point without proof.
+    #[serde(default)]
+    pub requirement: Requirement,
     /// The applications and what their templates claim.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -518,7 +518,7 @@ pub struct BackupPolicyStatus {
     /// When the schedule that is in force was first seen: slots before it never run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule_since: Option<Time>,
-    /// What [`BackupPolicyStatus::schedule_since`] was taken for: schedule and zone, or `suspended`.
+    /// What `scheduleSince` was taken for: schedule and zone, or `suspended`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 400))]
     pub schedule_seen: Option<String>,

@@ -14,6 +14,11 @@ const LEASE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Durat
 const PREPARE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// Session variables that bound a lock wait in the servers we know.
 const LOCK_BOUNDS: [&str; 3] = ["lock_wait_timeout", "lock_timeout", "innodb_lock_wait_timeout"];
+/// Counters that READY, FROZEN and HELD may carry; the protocol's set is closed (docs/design/freeze.md §2.1).
+const POSITION_KEYS: &[&str] = &["gtid", "lsn", "oplog", "changes", "position"];
+/// What they may say about who answers.
+const IDENTITY_KEYS: &[&str] =
+    &["pid", "start", "sysid", "conn", "uid", "host", "local", "runid", "port", "datadir", "version"];
 /// Statements that end a replica's protection or promote it, without white space and in lower case.
 const MAKES_WRITABLE: [&str; 7] = [
     "read_only=0",
@@ -302,9 +307,19 @@ fn printed(recipe: &Recipe, held: &Session) -> Vec<Finding> {
     let keys = held
         .position
         .iter()
-        .map(|key| ("position", key))
-        .chain(held.local.iter().map(|rule| ("local.key", &rule.key)));
-    for (field, key) in keys {
+        .map(|key| ("position", key, POSITION_KEYS))
+        .chain(held.local.iter().map(|rule| ("local.key", &rule.key, IDENTITY_KEYS)));
+    for (field, key, known) in keys {
+        if !known.contains(&key.as_str()) {
+            found.push(Finding::new(
+                format!("spec.freeze.session.{field}"),
+                "UnknownKey",
+                format!(
+                    "{key:?} is no key of the protocol, whose lines with it would not count: use one of {}",
+                    known.join(", ")
+                ),
+            ));
+        }
         let printed = format!(" {key}=");
         if [&held.open, &held.freeze, &held.beat].iter().any(|text| !text.contains(&printed)) {
             found.push(Finding::new(
@@ -617,6 +632,7 @@ mod tests {
         assert_eq!(rules("/evidence", json!([])), ["EvidenceNotPrinted"]);
         assert_eq!(rules("/dataPaths", json!(["datadir"])), ["EvidenceNotPrinted"]);
         assert_eq!(rules("/freeze/session/position", json!("lsn")), ["KeyNotPrinted"]);
+        assert_eq!(rules("/freeze/session/position", json!("commits")), ["UnknownKey", "KeyNotPrinted"]);
         assert_eq!(
             rules("/freeze/session/local", json!({"key": "host", "equals": "PodHostname"})),
             ["KeyNotPrinted"]
