@@ -306,11 +306,11 @@ fn summarise<'a>(backups: impl Iterator<Item = &'a BackupProjection>) -> PointFa
         }
         // Of several, the one that is frozen longest.
         facts.frozen_since = [facts.frozen_since, backup.frozen_since].into_iter().flatten().min();
-        if let Some((at, seconds)) = backup.freeze {
-            if newest_freeze.is_none_or(|newest| at > newest) {
-                newest_freeze = Some(at);
-                facts.last_freeze_seconds = Some(seconds);
-            }
+        if let Some((at, seconds)) = backup.freeze
+            && newest_freeze.is_none_or(|newest| at > newest)
+        {
+            newest_freeze = Some(at);
+            facts.last_freeze_seconds = Some(seconds);
         }
     }
     facts

@@ -171,7 +171,7 @@ impl Metrics {
         )?;
         let ready_duration = histogram(
             "stillpoint_ready_duration_seconds",
-            "From a snapshot being posted to it being ready to use.",
+            "From a snapshot being cut to it being ready to use.",
             &["driver"],
             &READY_BUCKETS,
         )?;

@@ -1,0 +1,254 @@
+//! The command line: what there is, with examples; what each command does is in [`crate::commands`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+use stillpoint_api::duration::{LongDuration, ShortDuration};
+
+use crate::cluster::ClusterArgs;
+use crate::output::Format;
+
+/// Application-consistent backups for Kubernetes, without an agent
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 110, after_long_help = EXAMPLES)]
+pub struct Cli {
+    /// Which cluster and namespace.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+First steps:
+  stillpoint crd | kubectl apply --server-side -f -     install the kinds
+  stillpoint lint policy.yaml                           check before applying
+  stillpoint explain '0 2 * * *' --tz Europe/Berlin     see when it fires
+  stillpoint backup run --policy nightly --wait         one backup now, e.g. before a migration
+  stillpoint backup describe NAME                       what was frozen, for how long, and what is proven
+  stillpoint restore run --policy nightly --wait        the newest proven point as new claims
+
+Exit codes: 0 done (a backup: proven application-consistent), 1 failed or findings,
+3 crash-consistent, 4 nothing proven, 64 wrong usage, 75 not finished in time.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the CustomResourceDefinitions
+    #[command(after_help = "Example:\n  stillpoint crd | kubectl apply --server-side -f -")]
+    Crd,
+    /// Check files without a cluster: fields, values, schedules, templates and their parameters
+    #[command(after_help = LINT_HELP)]
+    Lint(LintArgs),
+    /// Show when a schedule fires, across changes of the clock, and whether it can meet an RPO
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(ExplainArgs),
+    /// Run backups and look at them
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Bring a recovery point back
+    #[command(subcommand)]
+    Restore(RestoreCommand),
+    /// Print the version
+    Version,
+}
+
+const LINT_HELP: &str = "\
+Examples:
+  stillpoint lint policy.yaml templates/*.yaml
+  kustomize build . | stillpoint lint - -o json
+
+Exit codes: 0 nothing found, 1 findings, 64 a file cannot be read. Objects of other groups are passed over.
+With -o json: a list of {file, object, path, rule, message}.";
+
+const EXPLAIN_HELP: &str = "\
+Examples:
+  stillpoint explain '30 2 * * *' --tz Europe/Berlin --from 2026-03-27T00:00:00Z --count 4
+  stillpoint explain '0 */6 * * *' --rpo 8h -o json
+  stillpoint explain '@every 15m'
+
+Exit codes: 0 explained, 1 the expression or zone is wrong (the field is named), 64 wrong usage.";
+
+/// Arguments of `lint`.
+#[derive(Args, Debug)]
+pub struct LintArgs {
+    /// YAML or JSON files; `-` is stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// How findings are printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Arguments of `explain`.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// Five fields (minute hour day-of-month month day-of-week), a macro such as @daily, or @every 15m
+    #[arg(value_name = "CRON", allow_hyphen_values = true)]
+    pub expression: String,
+    /// IANA time zone
+    #[arg(long, value_name = "ZONE", default_value = "Etc/UTC")]
+    pub tz: String,
+    /// Slots strictly after this instant (RFC 3339). Default: now
+    #[arg(long, value_name = "RFC3339")]
+    pub from: Option<Timestamp>,
+    /// How many slots
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub count: u16,
+    /// Recovery point objective to judge, e.g. 26h or 1d
+    #[arg(long, value_name = "DURATION")]
+    pub rpo: Option<LongDuration>,
+    /// How it is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// What can be done with backups.
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Run a backup of a policy now
+    #[command(after_help = RUN_HELP)]
+    Run(BackupRunArgs),
+    /// List backups, newest first
+    List(BackupListArgs),
+    /// Show one backup: its freeze window, its verdict rule by rule, and what to do next
+    Describe(BackupDescribeArgs),
+    /// Recompute the verdict of a backup from its stored evidence and compare: 0 it agrees, 1 it does not
+    VerifyEvidence(BackupDescribeArgs),
+}
+
+const RUN_HELP: &str = "\
+Example, in a pipeline before a migration:
+  stillpoint backup run --policy nightly --wait --timeout 10m || exit 1
+
+Exit codes with --wait: 0 proven application-consistent, 1 failed, 3 crash-consistent, 4 nothing proven,
+75 not finished in time (it goes on). Under `consistency: Required` what is not proven has failed.";
+
+/// Arguments of `backup run`.
+#[derive(Args, Debug)]
+pub struct BackupRunArgs {
+    /// The policy
+    #[arg(long, value_name = "NAME")]
+    pub policy: String,
+    /// Name of the Backup. Default: <policy>-manual-<time>
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// How the Backup is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Whether and how long to wait.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct WaitArgs {
+    /// Wait until it is finished, and say how it ended by the exit code
+    #[arg(long)]
+    pub wait: bool,
+    /// Longest time to wait: exit code 75 when it is over; the run goes on
+    #[arg(long, value_name = "DURATION", default_value = "30m", requires = "wait")]
+    pub timeout: ShortDuration,
+}
+
+impl WaitArgs {
+    /// How long to wait; `None`: not at all.
+    pub fn limit(&self) -> Option<Duration> {
+        self.wait.then(|| self.timeout.get())
+    }
+}
+
+/// Arguments of `backup list`.
+#[derive(Args, Debug)]
+pub struct BackupListArgs {
+    /// Only those of this policy
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<String>,
+    /// How they are printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Arguments of `backup describe`.
+#[derive(Args, Debug)]
+pub struct BackupDescribeArgs {
+    /// The Backup
+    pub name: String,
+    /// How it is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// What can be done with restores.
+#[derive(Debug, Subcommand)]
+pub enum RestoreCommand {
+    /// Make new claims from a recovery point; nothing that exists is touched
+    #[command(after_help = RESTORE_HELP)]
+    Run(RestoreRunArgs),
+}
+
+const RESTORE_HELP: &str = "\
+Examples:
+  stillpoint restore run --policy nightly --wait
+  stillpoint restore run --policy nightly --before 2026-11-20T12:00:00Z --prefix monday- --wait
+  stillpoint restore run --backup nightly-1f2e3d4c-h9sd1 --wait
+
+--policy takes the newest proven point; --backup takes that one, whatever it is worth.
+Exit codes with --wait: 0 restored, 1 failed, 75 not finished in time (it goes on).";
+
+/// Arguments of `restore run`.
+#[derive(Args, Debug)]
+pub struct RestoreRunArgs {
+    #[command(flatten)]
+    pub source: RestoreSourceArgs,
+    /// Only points cut before this instant (RFC 3339)
+    #[arg(long, value_name = "RFC3339", requires = "policy", conflicts_with = "backup")]
+    pub before: Option<Timestamp>,
+    /// The new claims are <prefix><claim>. Default: <restore>-
+    #[arg(long, value_name = "TEXT")]
+    pub prefix: Option<String>,
+    /// Name of the Restore. Default: <policy or backup>-<time>
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// How the Restore is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// What is restored: exactly one of these.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct RestoreSourceArgs {
+    /// This Backup
+    #[arg(long, value_name = "NAME")]
+    pub backup: Option<String>,
+    /// The newest proven point of this policy
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_restore_needs_exactly_one_source() {
+        let parse = |args: &[&str]| {
+            Cli::try_parse_from([&["stillpoint", "restore", "run"], args].concat()).map(|_| ()).is_ok()
+        };
+        assert!(parse(&["--backup", "b"]) && parse(&["--policy", "p", "--before", "2026-01-01T00:00:00Z"]));
+        assert!(!parse(&[]) && !parse(&["--backup", "b", "--policy", "p"]));
+        assert!(!parse(&["--backup", "b", "--before", "2026-01-01T00:00:00Z"]));
+    }
+}

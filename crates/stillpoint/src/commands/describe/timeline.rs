@@ -1,0 +1,171 @@
+//! Draws the freeze window: what happened when, from t0 to the last THAWED, on a bar to scale.
+
+use std::fmt::Write as _;
+
+use stillpoint_api::backup::BackupStatus;
+use stillpoint_api::evidence::Offset;
+
+use crate::output::{length, precise, seconds};
+
+/// Columns of the bar: with offset and text it fits a terminal of 100.
+const WIDTH: usize = 40;
+
+/// Events of one kind that are drawn one by one; of more, the first and the last are.
+const DRAWN: usize = 6;
+
+/// What a mark on the bar stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Mark {
+    Frozen,
+    Post,
+    Signal,
+    Thaw,
+    Thawed,
+}
+
+#[derive(Clone, Debug)]
+struct Event {
+    at: Offset,
+    mark: Mark,
+    text: String,
+}
+
+/// A bar from t0 to `end` with a symbol at `at` and the held part before it shaded.
+#[derive(Clone, Copy, Debug)]
+struct Bar {
+    at: Offset,
+    held: Option<(Offset, Offset)>,
+    end: Offset,
+    symbol: char,
+    shade: char,
+}
+
+impl Mark {
+    const ALL: [Self; 5] = [Self::Frozen, Self::Post, Self::Signal, Self::Thaw, Self::Thawed];
+
+    const fn symbol(self) -> char {
+        match self {
+            Self::Frozen => '■',
+            Self::Post => '▸',
+            Self::Signal => '◆',
+            Self::Thaw => '▹',
+            Self::Thawed => '□',
+        }
+    }
+
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Frozen => "FROZEN",
+            Self::Post => "snapshots posted",
+            Self::Signal => "cut signals",
+            Self::Thaw => "THAW sent",
+            Self::Thawed => "THAWED",
+        }
+    }
+}
+
+impl Bar {
+    fn draw(self) -> String {
+        (0..WIDTH)
+            .map(|place| match self.held {
+                _ if place == self.column(self.at) => self.symbol,
+                Some((from, to)) if (self.column(from)..self.column(to)).contains(&place) => self.shade,
+                Some(_) | None => '·',
+            })
+            .collect()
+    }
+
+    fn column(self, at: Offset) -> usize {
+        let scaled = i128::from(at.0.clamp(0, self.end.0)) * (WIDTH as i128 - 1) / i128::from(self.end.0);
+        usize::try_from(scaled).unwrap_or(0)
+    }
+}
+
+/// The window as text; empty while nothing was frozen.
+pub fn draw(status: &BackupStatus) -> String {
+    let Some(window) = &status.window else { return String::new() };
+    let mut text = String::from("Freeze window:");
+    if let Some(frozen) = window.frozen_seconds {
+        let _ = write!(text, " {}", seconds(frozen));
+    }
+    if let Some(resolved) = status.resolved.as_ref().filter(|resolved| resolved.max_hold_millis > 0) {
+        let promised = std::time::Duration::from_millis(resolved.max_hold_millis);
+        let _ = write!(text, " (promised: at most {})", length(promised));
+    }
+    if let Some(started) = &window.started_at {
+        let _ = write!(text, ", from {}", precise(started.0));
+    }
+    text.push('\n');
+    let events = events(status);
+    let applications = status.resolved.iter().flat_map(|resolved| &resolved.applications);
+    // An observer stops nobody: what it watched over is not drawn as frozen.
+    let shade =
+        if applications.into_iter().any(|application| application.hold.locks()) { '━' } else { '─' };
+    let locked = window.locked.or(events.iter().map(|event| event.at).min());
+    let end = window.thawed.or(events.iter().map(|event| event.at).max()).unwrap_or_default();
+    let end = Offset(end.0.max(1));
+    let _ = writeln!(
+        text,
+        "{:>10}  {}  the first FREEZE is sent (t0)",
+        "0.0 ms",
+        Bar { at: Offset(0), held: None, end, symbol: '│', shade }.draw()
+    );
+    for event in &events {
+        let held = locked.filter(|locked| event.at > *locked).map(|locked| (locked, event.at));
+        let bar = Bar { at: event.at, held, end, symbol: event.mark.symbol(), shade }.draw();
+        let _ = writeln!(text, "{:>10}  {bar}  {}", offset(event.at), event.text);
+    }
+    let storage = window.cut_start.zip(window.cut_end).map(|(from, to)| Offset(to.0.saturating_sub(from.0)));
+    if let (Some(storage), Some(frozen)) = (storage, window.frozen_seconds) {
+        let own = seconds((frozen - storage.seconds()).max(0.0));
+        let _ = writeln!(
+            text,
+            "  of which {} are the storage system's and {own} ours and the application's",
+            offset(storage)
+        );
+    }
+    text
+}
+
+/// Everything between t0 and t3, in order; many events of one kind become their first and last.
+fn events(status: &BackupStatus) -> Vec<Event> {
+    let mut all = Vec::new();
+    let mut add = |at: Option<Offset>, mark: Mark, text: String| {
+        if let Some(at) = at {
+            all.push(Event { at, mark, text });
+        }
+    };
+    for hold in &status.holds {
+        let of = format!("{} ({})", hold.application, hold.pod_name);
+        add(hold.frozen.as_ref().map(|answer| answer.at), Mark::Frozen, format!("FROZEN  {of}"));
+        let thaw = hold.thaw_sent.or(hold.closing_sent);
+        add(thaw, Mark::Thaw, format!("THAW sent  {of}"));
+        add(hold.thawed, Mark::Thawed, format!("THAWED  {of}"));
+    }
+    for member in &status.members {
+        add(member.post_sent, Mark::Post, format!("snapshot posted  {}", member.claim_name));
+        add(member.signal, Mark::Signal, format!("cut signal  {}", member.claim_name));
+    }
+    all.sort_by_key(|event| (event.at, event.mark));
+    for mark in Mark::ALL {
+        let count = all.iter().filter(|event| event.mark == mark).count();
+        if count > DRAWN {
+            let mut seen = 0;
+            all.retain_mut(|event| {
+                if event.mark != mark {
+                    return true;
+                }
+                seen += 1;
+                let which = if seen == 1 { "first" } else { "last" };
+                event.text = format!("{which} of {count} {}", mark.plural());
+                seen == 1 || seen == count
+            });
+        }
+    }
+    all
+}
+
+fn offset(at: Offset) -> String {
+    let sign = if at.0 < 0 { "-" } else { "" };
+    format!("{sign}{}", seconds(at.seconds().abs()))
+}
