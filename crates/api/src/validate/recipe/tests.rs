@@ -1,0 +1,180 @@
+//! Each rule of a template, broken once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+use serde_json::{Value, json};
+
+fn base() -> Value {
+    json!({
+        "parameters": [{"name": "user", "default": "root"}, {"name": "label", "default": "x"}],
+        "evidence": ["durable"],
+        "dataPaths": [],
+        "crashSafe": {"source": "manual", "settings": [{"name": "durable", "allowed": ["1"]}]},
+        "freeze": {"session": {
+            "command": ["/usr/bin/mariadb", "-u", "{{user}}", "-NBrn"],
+            "open": "SET wait_timeout={{lease}}, lock_wait_timeout={{acquireSeconds}};\nSELECT 'READY {{n}} gtid=0';\n",
+            "freeze": "LOCK;\nSELECT 'EVIDENCE {{n}} durable=1', {{label}};\nSELECT 'FROZEN {{n}} 0 gtid=0';\n",
+            "beat": "SELECT 'HELD {{n}} {{i}} gtid=0';\n",
+            "thaw": "UNLOCK;\nSELECT 'THAWED {{n}}';\n",
+            "canary": "SELECT nothing;\nSELECT 'CANARY {{n}}';\n",
+            "lease": {"variable": "wait_timeout", "unit": "s", "duration": "10s"},
+            "position": "gtid"
+        }}
+    })
+}
+
+fn rules(pointer: &str, value: Value) -> Vec<&'static str> {
+    let mut object = base();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    object.pointer_mut(parent).unwrap()[key] = value;
+    let typed: Recipe = serde_json::from_value(object).unwrap();
+    recipe(&typed, "HookTemplate", "t").into_iter().map(|finding| finding.rule).collect()
+}
+
+const SESSION: &str = "/freeze/session";
+
+#[test]
+fn a_sound_session_has_no_findings() {
+    let typed: Recipe = serde_json::from_value(base()).unwrap();
+    assert_eq!(recipe(&typed, "HookTemplate", "t"), []);
+    assert_eq!(advice(&typed), []);
+}
+
+#[test]
+fn a_client_that_cannot_hold_is_refused() {
+    for (argv, rule) in [
+        (json!(["mysql", "-n", "-e", "x"]), "OneShotClient"),
+        (json!(["mariadb", "-n", "--execute=x"]), "OneShotClient"),
+        (json!(["psql", "-v", "ON_ERROR_STOP=1", "-c", "x"]), "OneShotClient"),
+        (json!(["psql", "-v", "ON_ERROR_STOP=1", "-f", "x"]), "OneShotClient"),
+        (json!(["sh", "-c", "x"]), "OneShotClient"),
+        (json!(["mongosh", "--eval", "x"]), "OneShotClient"),
+        (json!(["mariadb", "-u", "root"]), "BufferedClient"),
+        (json!(["psql", "-X"]), "GoesOnAfterError"),
+    ] {
+        assert_eq!(rules("/freeze/session/command", argv.clone()), [rule], "{argv}");
+    }
+    for argv in [json!(["mariadb", "--unbuffered"]), json!(["psql", "-X", "-v", "ON_ERROR_STOP=1"])] {
+        assert_eq!(rules("/freeze/session/command", argv.clone()), Vec::<&str>::new(), "{argv}");
+    }
+}
+
+#[test]
+fn texts_say_their_word_and_are_complete() {
+    for field in ["open", "freeze", "beat", "thaw", "canary"] {
+        let text = base().pointer(&format!("{SESSION}/{field}")).unwrap().as_str().unwrap().to_owned();
+        let pointer = format!("{SESSION}/{field}");
+        assert_eq!(rules(&pointer, json!(text.replace(" {{n}}", " 7"))), ["WordMissing"], "{field}");
+        assert_eq!(rules(&pointer, json!(text.trim_end())), ["UnterminatedText"], "{field}");
+        assert_eq!(
+            rules(&pointer, json!(text.trim_end().trim_end_matches(';').to_owned() + "\n")),
+            ["UnterminatedText"],
+            "{field}"
+        );
+    }
+}
+
+#[test]
+fn nothing_waits_without_a_bound_and_silence_ends_the_hold() {
+    let open = "/freeze/session/open";
+    assert_eq!(
+        rules(open, json!("SET wait_timeout={{lease}};\nSELECT 'READY {{n}} gtid=0';\n")),
+        ["UnboundedWait"]
+    );
+    assert_eq!(
+        rules(open, json!("SET lock_wait_timeout={{acquireSeconds}};\nSELECT 'READY {{n}} gtid=0';\n")),
+        ["SessionWithoutLease"]
+    );
+    assert_eq!(rules("/freeze/session/lease/duration", json!("11s")), ["LeaseOutOfRange"]);
+    assert_eq!(rules("/freeze/session/lease/duration", json!("1s")), ["LeaseOutOfRange"]);
+    assert_eq!(
+        rules("/freeze/session/thaw", json!("SET GLOBAL read_only = 0;\nSELECT 'THAWED {{n}}';\n")),
+        ["ThawMakesWritable"]
+    );
+    assert_eq!(rules("/freeze/session/locks", json!(false)), Vec::<&str>::new());
+}
+
+#[test]
+fn what_is_claimed_is_printed() {
+    assert_eq!(rules("/evidence", json!(["durable", "lsn"])), ["EvidenceNotPrinted"]);
+    assert_eq!(rules("/evidence", json!([])), ["EvidenceNotPrinted"]);
+    assert_eq!(rules("/dataPaths", json!(["datadir"])), ["EvidenceNotPrinted"]);
+    assert_eq!(rules("/freeze/session/position", json!("lsn")), ["KeyNotPrinted"]);
+    assert_eq!(rules("/freeze/session/position", json!("commits")), ["UnknownKey", "KeyNotPrinted"]);
+    assert_eq!(
+        rules("/freeze/session/local", json!({"key": "host", "equals": "PodHostname"})),
+        ["KeyNotPrinted"]
+    );
+}
+
+#[test]
+fn placeholders_and_parameters_fit_each_other() {
+    let beat = "/freeze/session/beat";
+    assert_eq!(rules(beat, json!("SELECT 'HELD {{n}} {{i}} gtid=0', {{who}};\n")), ["UnknownParameter"]);
+    assert_eq!(rules(beat, json!("SELECT 'HELD {{n}} {{i}} gtid=0', '{{label}}';\n")), ["QuotedParameter"]);
+    assert_eq!(rules("/freeze/session/thaw", json!("SELECT 'THAWED {{n}} {{i}}';\n")), ["UnknownParameter"]);
+    assert_eq!(rules("/freeze/session/command", json!(["mariadb", "-n", "{{n}}"])), ["UnknownParameter"]);
+    let parameter = |extra: Value| {
+        let mut all = base()["parameters"].clone();
+        all.as_array_mut().unwrap().push(extra);
+        rules("/parameters", all)
+    };
+    assert_eq!(parameter(json!({"name": "user"})), ["DuplicateName"]);
+    assert_eq!(parameter(json!({"name": "lease"})), ["ReservedParameter"]);
+    assert_eq!(parameter(json!({"name": "A b"})), ["InvalidName"]);
+    assert_eq!(parameter(json!({"name": "e", "type": "enum"})), ["EnumValues"]);
+    assert_eq!(parameter(json!({"name": "e", "enum": ["a"]})), ["EnumValues"]);
+    assert_eq!(parameter(json!({"name": "k", "type": "integer", "default": "x"})), ["ParameterType"]);
+    assert_eq!(parameter(json!({"name": "k", "fromEnv": "X"})), ["NotSupportedYet"]);
+    assert_eq!(parameter(json!({"name": "k", "fromFile": "/x"})), ["NotSupportedYet"]);
+}
+
+#[test]
+fn a_freeze_has_a_thaw() {
+    let held = |value: Value| {
+        let typed: Recipe = serde_json::from_value(value).unwrap();
+        recipe(&typed, "HookTemplate", "t").into_iter().map(|finding| finding.rule).collect::<Vec<_>>()
+    };
+    assert!(held(json!({"preHook": {"command": ["a"]}})).contains(&"FreezeWithoutThaw"));
+    assert!(held(json!({"postHook": {"command": ["a"]}})).contains(&"ThawWithoutFreeze"));
+    assert!(
+        held(json!({"freeze": {"commands": {"freeze": ["a"], "thaw": []}}})).contains(&"FreezeWithoutThaw")
+    );
+    assert_eq!(held(json!({})), ["NoFreeze"]);
+    assert_eq!(
+        held(json!({"freeze": {"none": {}}, "preHook": {"command": ["a"]}})),
+        ["FreezeAndHooks", "NotSupportedYet"]
+    );
+    assert_eq!(held(json!({"freeze": {"none": {}}})), Vec::<&str>::new());
+}
+
+#[test]
+fn what_is_not_supported_yet_is_refused_and_never_ignored() {
+    let command = json!({"command": ["x"]});
+    for (pointer, value) in [
+        ("/volumeRoles", json!({"wal": command})),
+        ("/stallProbe", command.clone()),
+        ("/recover", command.clone()),
+        ("/target", json!({"role": {"command": ["x"], "accept": ["primary"]}})),
+        ("/target", json!({"pods": "All"})),
+        ("/afterRestore", json!([{"name": "a", "command": ["x"]}])),
+        ("/checks", json!([{"name": "a", "command": ["x"]}])),
+        ("/drillSafe", json!("Standalone")),
+        ("/freeze/session/stages", json!([{"volumes": {"roles": ["data"]}}])),
+    ] {
+        assert_eq!(rules(pointer, value), ["NotSupportedYet"], "{pointer}");
+    }
+}
+
+#[test]
+fn advice_names_what_weakens_the_proof() {
+    let typed: Recipe =
+        serde_json::from_value(json!({"freeze": {"commands": {"freeze": ["a"], "thaw": ["b"]}}})).unwrap();
+    assert_eq!(advice(&typed)[0].rule, "ContinuityDeclared");
+    let typed: Recipe =
+        serde_json::from_value(json!({"freeze": {"none": {}}, "parameters": [{"name": "a"}]})).unwrap();
+    assert_eq!(
+        advice(&typed).iter().map(|found| found.rule).collect::<Vec<_>>(),
+        ["NothingProven", "UnusedParameter"]
+    );
+}
