@@ -14,8 +14,11 @@ use tracing::warn;
 use crate::facts::FactsStore;
 use crate::server::Readiness;
 
+/// Backups per page of a list: with their evidence they may have hundreds of KiB each, and a page is in memory whole.
+const BACKUPS_PER_PAGE: u32 = 50;
+
 /// Keeps `store` in step until dropped. Returns only when both watches ended, which they do not by themselves.
-/// `api` gives the scope: all namespaces, or one.
+/// `namespace` is the scope; without one, all of them.
 pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsStore>, readiness: &Readiness) {
     let (policies, backups): (Api<BackupPolicy>, Api<Backup>) = match &namespace {
         Some(name) => (Api::namespaced(client.clone(), name), Api::namespaced(client, name)),
@@ -41,7 +44,9 @@ pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsSto
         }
     };
     let feed_backups = async {
-        let mut events = watcher(backups, watcher::Config::default()).default_backoff().boxed();
+        let mut events = watcher(backups, watcher::Config::default().page_size(BACKUPS_PER_PAGE))
+            .default_backoff()
+            .boxed();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => store.backups_listing(),

@@ -89,7 +89,10 @@ fn answer(mut stream: TcpStream, answers: &[(String, Answer)], posted: &Mutex<Ve
     if method == "POST" {
         let body: Value = serde_json::from_slice(&body).unwrap();
         posted.lock().unwrap().push(body.clone());
-        return respond(&mut stream, 201, &body);
+        return match found {
+            Some(Answer::Object(code, refusal)) => respond(&mut stream, code, &refusal),
+            _ => respond(&mut stream, 201, &body),
+        };
     }
     let list = |items: &[Value]| {
         json!({"apiVersion": "stillpoint.dev/v1alpha1", "kind": "List", "metadata": {"resourceVersion": "1"},
@@ -218,6 +221,21 @@ fn a_run_that_takes_too_long_is_left_running() {
     assert!(stderr(&output).contains("is the controller running?"), "{output:?}");
     let name = server.posted.lock().unwrap()[0]["metadata"]["name"].as_str().unwrap().to_owned();
     assert!(name.starts_with("nightly-manual-"), "{name}");
+}
+
+#[test]
+fn a_create_that_was_refused_is_not_sent_again() {
+    for (test, code_, message) in [("busy", 503, "the server is busy"), ("taken", 409, "b already exists")] {
+        let answers = vec![
+            ("GET ~/backuppolicies/nightly", Answer::Object(200, policy("nightly", "Required"))),
+            ("POST ~/backups", Answer::Object(code_, refusal(code_, message))),
+        ];
+        let server = Server::answering(test, answers);
+        let output = server.stillpoint(&["backup", "run", "--policy", "nightly", "--name", "b", "--wait"]);
+        assert_eq!(code(&output), 1, "{output:?}");
+        assert!(stderr(&output).contains(message), "{output:?}");
+        assert_eq!(server.posted.lock().unwrap().len(), 1, "{test}");
+    }
 }
 
 #[test]
