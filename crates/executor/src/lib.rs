@@ -1,10 +1,27 @@
 //! The backup run: a pure machine that decides, and the adapters that carry its effects out.
 //!
 //! Read in this order: [`run`] (how a freeze goes and how it ends), [`verdict`] (what a recovery point is worth),
-//! [`hold`] (what a held session says), [`exec`] (how it is reached), then the adapters.
+//! [`hold`] (what a held session says), [`exec`] (how it is reached), [`resolve`] (what is held and cut, and why not),
+//! then the adapters: [`attempt`] carries the machine's effects out, [`backup_run`] makes attempts of one Backup,
+//! [`controller`] finds the Backups.
 
+pub mod attempt;
+pub mod backup_run;
+pub mod cleanup;
+pub mod contents;
+pub mod context;
+pub mod controller;
 pub mod exec;
+pub mod happenings;
 pub mod hold;
+pub mod journal;
+pub mod observer;
+pub mod recovery;
+pub mod resolve;
+pub mod restore;
 pub mod run;
+pub mod session;
+pub mod settle;
+mod snapshot_request;
 pub mod storage;
 pub mod verdict;

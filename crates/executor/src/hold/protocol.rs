@@ -162,6 +162,11 @@ macro_rules! key_values {
                 self.0.get(&key).map(String::as_str)
             }
 
+            /// Every key that was reported, with its value.
+            pub fn pairs(&self) -> impl Iterator<Item = ($key, &str)> {
+                self.0.iter().map(|(key, value)| (*key, value.as_str()))
+            }
+
             /// Whether no key was reported.
             pub fn is_empty(&self) -> bool {
                 self.0.is_empty()

@@ -1,0 +1,144 @@
+//! Removes snapshots of ours, data included, and waits until they are gone.
+//!
+//! A snapshot is ours by its labels: the UID of its Backup and the nonce of its attempt. A POST without an answer is
+//! found the same way (docs/design/freeze.md §1, §5).
+
+use std::time::Duration;
+
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::{Api, ResourceExt};
+use stillpoint_api::backup::{ATTEMPT_LABEL, BACKUP_UID_LABEL};
+use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
+use tracing::{debug, warn};
+
+use crate::context::{Context, RequestError, bounded};
+
+/// First pause between looks; doubles up to [`LOOK_AT_MOST`].
+const LOOK_FIRST: Duration = Duration::from_millis(100);
+const LOOK_AT_MOST: Duration = Duration::from_secs(5);
+/// A non-final CSI error can still cut after everything was deleted: one more look (docs/design/freeze.md §5).
+pub const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// Which snapshots are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of one attempt, by its nonce.
+    Attempt(String),
+    /// Those of one Backup, by its UID.
+    Backup(String),
+}
+
+impl Scope {
+    fn selector(&self) -> String {
+        match self {
+            Self::Attempt(nonce) => format!("{ATTEMPT_LABEL}={nonce}"),
+            Self::Backup(uid) => format!("{BACKUP_UID_LABEL}={uid}"),
+        }
+    }
+}
+
+/// Deletes the snapshots of a scope and their data; true when all are gone within `patience`.
+///
+/// # Errors
+/// A request failed; nothing is lost by calling it again.
+pub async fn remove(context: &Context, namespace: &str, scope: &Scope, patience: Duration) -> Result<bool, RequestError> {
+    let snapshots: Api<VolumeSnapshot> = Api::namespaced(context.client.clone(), namespace);
+    let contents: Api<VolumeSnapshotContent> = Api::all(context.client.clone());
+    let selector = scope.selector();
+    let ours = ListParams::default().labels(&selector);
+    let mut waited = Duration::ZERO;
+    let mut pause = LOOK_FIRST;
+    loop {
+        let found = bounded("list our snapshots", snapshots.list(&ours)).await?.items;
+        // Contents outlive their snapshots where the policy is Retain; the label was set when the point was kept.
+        let kept = bounded("list our snapshot contents", contents.list(&ours)).await?.items;
+        if found.is_empty() && kept.is_empty() {
+            return Ok(true);
+        }
+        for snapshot in &found {
+            remove_snapshot(&snapshots, &contents, snapshot).await?;
+        }
+        for content in kept.iter().filter(|content| !found.iter().any(|snapshot| refers_to(content, snapshot))) {
+            remove_orphan(&contents, content).await?;
+        }
+        if waited >= patience {
+            debug!(namespace, selector, left = found.len() + kept.len(), "snapshots are still being deleted");
+            return Ok(false);
+        }
+        tokio::time::sleep(pause).await;
+        waited += pause;
+        pause = (pause * 2).min(LOOK_AT_MOST);
+    }
+}
+
+fn refers_to(content: &VolumeSnapshotContent, snapshot: &VolumeSnapshot) -> bool {
+    let uid = content.spec.volume_snapshot_ref.uid.as_deref();
+    uid.is_some() && uid == snapshot.metadata.uid.as_deref()
+}
+
+async fn remove_snapshot(
+    snapshots: &Api<VolumeSnapshot>,
+    contents: &Api<VolumeSnapshotContent>,
+    snapshot: &VolumeSnapshot,
+) -> Result<(), RequestError> {
+    let bound = snapshot.status.as_ref().and_then(|status| status.bound_volume_snapshot_content_name.clone());
+    if let Some(name) = bound {
+        set_deletion_policy(contents, &name, "Delete").await?;
+    }
+    if snapshot.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let name = snapshot.name_any();
+    // Only this very object: another one of that name is somebody else's.
+    let exactly = DeleteParams {
+        preconditions: Some(Preconditions { uid: snapshot.metadata.uid.clone(), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match bounded(format!("delete snapshot {name}"), snapshots.delete(&name, &exactly)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A content whose snapshot is gone: nothing else will delete its data.
+async fn remove_orphan(contents: &Api<VolumeSnapshotContent>, content: &VolumeSnapshotContent) -> Result<(), RequestError> {
+    let name = content.name_any();
+    if content.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    set_deletion_policy(contents, &name, "Delete").await?;
+    match bounded(format!("delete snapshot content {name}"), contents.delete(&name, &DeleteParams::default())).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Says what becomes of the data when the content is deleted.
+///
+/// # Errors
+/// The request failed. A content that is gone is no error.
+pub async fn set_deletion_policy(
+    contents: &Api<VolumeSnapshotContent>,
+    name: &str,
+    policy: &str,
+) -> Result<(), RequestError> {
+    let patch = Patch::Merge(serde_json::json!({"spec": {"deletionPolicy": policy}}));
+    let params = PatchParams::default();
+    match bounded(format!("set content {name} to {policy}"), contents.patch(name, &params, &patch)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks once more, later, for what a driver may have cut after everything was deleted.
+pub fn look_again_later(context: Context, namespace: String, scope: Scope) {
+    tokio::spawn(async move {
+        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        if let Err(error) = remove(&context, &namespace, &scope, LOOK_AT_MOST).await {
+            warn!(namespace, %error, "the second look for left-over snapshots failed");
+        }
+    });
+}

@@ -1,0 +1,303 @@
+//! Watches Backups and gives each the work it needs: a run, or the removal of its snapshots.
+//!
+//! One task per Backup at most. What the watch shows is remembered as a key only; a task reads its Backup itself.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, ResourceExt};
+use stillpoint_api::backup::{ABANDON_ANNOTATION, Backup, SNAPSHOTS_FINALIZER};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::backup_run::{BackupRun, Left};
+use crate::cleanup::{self, Scope};
+use crate::context::{Context, RequestError, bounded};
+use crate::happenings::Happenings;
+use crate::run::{Abort, Reason};
+
+/// Runs at once in this process.
+const MAX_RUNS: usize = 16;
+/// Pause before a Backup that is still unfinished is taken up again.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// After this long a deletion that does not end is called blocked (docs/api.md).
+const BLOCKED_AFTER: Duration = Duration::from_secs(600);
+/// How long a stopping controller waits for its runs: the longest freeze that any policy may ask for is cut short by
+/// the stop itself, so this only bounds the thaw and the last journal entry.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+type Key = (String, String);
+
+/// Why the controller ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// The watch ended, which a watch never does.
+    #[error("the watch on Backups ended")]
+    WatchEnded,
+}
+
+struct Shared {
+    context: Context,
+    happenings: Happenings,
+    permits: Semaphore,
+    /// Backups that the watch shows as needing work.
+    needy: Mutex<HashSet<Key>>,
+    /// Runs in progress, and the way to stop them.
+    running: Mutex<HashMap<Key, watch::Sender<Option<Abort>>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs until `shutdown`; then thaws whatever is frozen, journals, and ends. `listed` turns true when the watch shows
+/// the present state.
+///
+/// # Errors
+/// The watch ended.
+pub async fn run(
+    context: Context,
+    listed: watch::Sender<bool>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ControllerError> {
+    let shared = Arc::new(Shared {
+        happenings: Happenings::new(context.client.clone(), &context.replica),
+        permits: Semaphore::new(MAX_RUNS),
+        needy: Mutex::default(),
+        running: Mutex::default(),
+        context,
+    });
+    let api: Api<Backup> = Api::all(shared.context.client.clone());
+    let mut events = watcher(api, watcher::Config::default()).boxed();
+    let mut tasks: JoinSet<Key> = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    let outcome = loop {
+        tokio::select! {
+            () = &mut shutdown => break Ok(()),
+            event = events.next() => match event {
+                None => break Err(ControllerError::WatchEnded),
+                Some(Err(error)) => {
+                    listed.send_replace(false);
+                    debug!(%error, "the watch on Backups broke; it is opened again");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                Some(Ok(Event::Init)) => {}
+                Some(Ok(Event::InitDone)) => {
+                    listed.send_replace(true);
+                }
+                Some(Ok(Event::Apply(backup) | Event::InitApply(backup))) => shared.shown(&backup, &mut tasks),
+                Some(Ok(Event::Delete(backup))) => {
+                    lock(&shared.needy).remove(&key(&backup));
+                }
+            },
+            Some(done) = tasks.join_next() => match done {
+                Ok(key) => shared.done(key, &mut tasks),
+                Err(error) => warn!(%error, "work on a Backup ended in a panic"),
+            },
+        }
+    };
+    shared.stop(&mut tasks).await;
+    outcome
+}
+
+fn key(backup: &Backup) -> Key {
+    (backup.namespace().unwrap_or_default(), backup.name_any())
+}
+
+fn needs_work(backup: &Backup) -> bool {
+    let deleting = backup.metadata.deletion_timestamp.is_some();
+    if deleting { backup.finalizers().iter().any(|one| one == SNAPSHOTS_FINALIZER) } else { !backup.finished() }
+}
+
+impl Shared {
+    fn shown(self: &Arc<Self>, backup: &Backup, tasks: &mut JoinSet<Key>) {
+        let key = key(backup);
+        if !needs_work(backup) {
+            lock(&self.needy).remove(&key);
+            return;
+        }
+        lock(&self.needy).insert(key.clone());
+        let running = lock(&self.running);
+        if let Some(stop) = running.get(&key) {
+            if backup.metadata.deletion_timestamp.is_some() && stop.borrow().is_none() {
+                let why = Abort::new(Reason::Cancelled, "the Backup was deleted while it ran");
+                stop.send_replace(Some(why));
+            }
+            return;
+        }
+        drop(running);
+        self.begin(key, Duration::ZERO, tasks);
+    }
+
+    fn begin(self: &Arc<Self>, key: Key, after: Duration, tasks: &mut JoinSet<Key>) {
+        let (sender, stop) = watch::channel(None);
+        lock(&self.running).insert(key.clone(), sender);
+        let shared = Arc::clone(self);
+        tasks.spawn(async move {
+            if !after.is_zero() {
+                let mut stopped = stop.clone();
+                tokio::select! {
+                    () = tokio::time::sleep(after) => {}
+                    _ = stopped.wait_for(Option::is_some) => {}
+                }
+            }
+            shared.work(&key, stop).await;
+            lock(&shared.running).remove(&key);
+            key
+        });
+    }
+
+    /// A task ended: what the watch showed meanwhile is taken up again.
+    fn done(self: &Arc<Self>, key: Key, tasks: &mut JoinSet<Key>) {
+        let again = lock(&self.needy).contains(&key) && !lock(&self.running).contains_key(&key);
+        if again {
+            self.begin(key, AGAIN_AFTER, tasks);
+        }
+    }
+
+    async fn work(&self, (namespace, name): &Key, stop: watch::Receiver<Option<Abort>>) {
+        let api: Api<Backup> = Api::namespaced(self.context.client.clone(), namespace);
+        let read = bounded(format!("read Backup {name}"), api.get_opt(name)).await;
+        let backup = match read {
+            Ok(Some(backup)) => backup,
+            Ok(None) => {
+                lock(&self.needy).remove(&(namespace.clone(), name.clone()));
+                return;
+            }
+            Err(error) => {
+                warn!(namespace, backup = name, %error, "a Backup could not be read; trying again");
+                return;
+            }
+        };
+        if !needs_work(&backup) {
+            lock(&self.needy).remove(&(namespace.clone(), name.clone()));
+            return;
+        }
+        if backup.metadata.deletion_timestamp.is_some() {
+            self.delete(&api, &backup, stop).await;
+            return;
+        }
+        let Ok(_permit) = self.permits.acquire().await else { return };
+        let backup = match self.guard(&api, backup).await {
+            Ok(backup) => backup,
+            Err(error) => {
+                warn!(namespace, backup = name, %error, "the finalizer was not set; trying again");
+                return;
+            }
+        };
+        let run = BackupRun::new(self.context.clone(), self.happenings.clone(), backup, stop);
+        match run.go().await {
+            Ok(Left::Finished) => {
+                lock(&self.needy).remove(&(namespace.clone(), name.clone()));
+            }
+            Ok(Left::Unfinished) => {}
+            Err(error) => warn!(namespace, backup = name, %error, "the run stopped here"),
+        }
+    }
+
+    /// Before anything is made, the Backup gets the finalizer that keeps it until that is gone.
+    async fn guard(&self, api: &Api<Backup>, backup: Backup) -> Result<Backup, RequestError> {
+        if backup.finalizers().iter().any(|one| one == SNAPSHOTS_FINALIZER) {
+            return Ok(backup);
+        }
+        let mut finalizers = backup.finalizers().to_vec();
+        finalizers.push(SNAPSHOTS_FINALIZER.to_owned());
+        self.set_finalizers(api, &backup, &finalizers).await
+    }
+
+    async fn set_finalizers(
+        &self,
+        api: &Api<Backup>,
+        backup: &Backup,
+        finalizers: &[String],
+    ) -> Result<Backup, RequestError> {
+        let patch = Patch::Merge(serde_json::json!({
+            "metadata": {"resourceVersion": backup.resource_version(), "finalizers": finalizers},
+        }));
+        let name = backup.name_any();
+        bounded(format!("set the finalizer of Backup {name}"), api.patch(&name, &PatchParams::default(), &patch)).await
+    }
+
+    /// Removes the snapshots of a deleted Backup with their data, then lets it go (docs/api.md, what deletes data).
+    async fn delete(&self, api: &Api<Backup>, backup: &Backup, mut stop: watch::Receiver<Option<Abort>>) {
+        let (namespace, name) = key(backup);
+        let uid = backup.uid().unwrap_or_default();
+        let abandoned = backup.annotations().get(ABANDON_ANNOTATION).is_some_and(|value| value == "true");
+        let kept = if abandoned {
+            Some("abandoned")
+        } else if self.namespace_ends(&namespace).await {
+            // The data must not go with its namespace: contents are Retain and can be imported elsewhere.
+            Some("its namespace is being deleted")
+        } else {
+            None
+        };
+        if let Some(why) = kept {
+            info!(namespace, backup = name, why, "the Backup goes, its snapshots' data stays");
+        } else {
+            let scope = Scope::Backup(uid);
+            let removal = cleanup::remove(&self.context, &namespace, &scope, BLOCKED_AFTER);
+            let removed = tokio::select! {
+                removed = removal => removed,
+                _ = stop.wait_for(|why| why.as_ref().is_some_and(|why| why.reason == Reason::Shutdown)) => return,
+            };
+            match removed {
+                Ok(true) => {}
+                Ok(false) => {
+                    let note = "its snapshots are still there: check the snapshot controller and the driver's sidecar, \
+                                or annotate the Backup with stillpoint.dev/abandon=true to let it go and keep the data";
+                    self.happenings.warning(backup, "DeletionBlocked", note).await;
+                    return;
+                }
+                Err(error) => {
+                    warn!(namespace, backup = name, %error, "deleting its snapshots failed; trying again");
+                    return;
+                }
+            }
+        }
+        // Read again: the object may have changed while its snapshots went.
+        let fresh = match bounded(format!("read Backup {name}"), api.get_opt(&name)).await {
+            Ok(Some(fresh)) => fresh,
+            Ok(None) => return,
+            Err(error) => {
+                warn!(namespace, backup = name, %error, "a Backup could not be read; trying again");
+                return;
+            }
+        };
+        let rest: Vec<String> =
+            fresh.finalizers().iter().filter(|one| *one != SNAPSHOTS_FINALIZER).cloned().collect();
+        match self.set_finalizers(api, &fresh, &rest).await {
+            Ok(_) => {
+                lock(&self.needy).remove(&(namespace, name));
+            }
+            Err(error) if error.is_not_found() => {}
+            Err(error) => warn!(namespace, backup = name, %error, "the finalizer was not removed; trying again"),
+        }
+    }
+
+    async fn namespace_ends(&self, namespace: &str) -> bool {
+        let spaces: Api<Namespace> = Api::all(self.context.client.clone());
+        match bounded("read the namespace", spaces.get_opt(namespace)).await {
+            Ok(Some(space)) => space.metadata.deletion_timestamp.is_some(),
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Stops every run: thaw first, then the journal, then the end.
+    async fn stop(self: &Arc<Self>, tasks: &mut JoinSet<Key>) {
+        for stop in lock(&self.running).values() {
+            let why = Abort::new(Reason::Shutdown, "the controller was stopped; the slot is tried again at its next start");
+            stop.send_replace(Some(why));
+        }
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_WITHIN, all).await.is_err() {
+            warn!(left = tasks.len(), "runs did not end in time; their sessions end with this process");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What a run tells the outside while it happens: true events only, for histograms and counters.
+//!
+//! The executor does not know the metrics; the binary adapts this to them.
+
+use stillpoint_api::backup::Trigger;
+use stillpoint_api::evidence::Consistency;
+
+/// A phase of a hook, for its duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HookPhase {
+    /// The heavy work before the freeze.
+    Prepare,
+    /// FREEZE sent to FROZEN received.
+    Acquire,
+    /// FROZEN received to the thaw sent.
+    Hold,
+    /// The thaw sent to THAWED received.
+    Thaw,
+}
+
+impl HookPhase {
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Acquire => "acquire",
+            Self::Hold => "hold",
+            Self::Thaw => "thaw",
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RunResult {
+    /// A recovery point.
+    Succeeded,
+    /// None.
+    Failed,
+}
+
+impl RunResult {
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Which policy a run belongs to; empty for a run without one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunLabels {
+    /// Namespace of the run.
+    pub namespace: String,
+    /// Its policy.
+    pub policy: String,
+}
+
+/// Takes the events of runs. All durations are in seconds.
+pub trait RunObserver: Send + Sync {
+    /// A window from t0 to t3.
+    fn freeze(&self, run: &RunLabels, seconds: f64);
+    /// The part of a window that was not the storage system's.
+    fn overhead(&self, run: &RunLabels, seconds: f64);
+    /// One phase of one application's hook.
+    fn hook(&self, run: &RunLabels, application: &str, phase: HookPhase, seconds: f64);
+    /// POST to cut signal.
+    fn cut(&self, driver: &str, seconds: f64);
+    /// Cut signal to ready.
+    fn ready(&self, driver: &str, seconds: f64);
+    /// A run ended.
+    fn finished(&self, run: &RunLabels, trigger: Trigger, consistency: Option<Consistency>, result: RunResult);
+}
+
+/// Takes nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unobserved;
+
+impl RunObserver for Unobserved {
+    fn freeze(&self, _: &RunLabels, _: f64) {}
+    fn overhead(&self, _: &RunLabels, _: f64) {}
+    fn hook(&self, _: &RunLabels, _: &str, _: HookPhase, _: f64) {}
+    fn cut(&self, _: &str, _: f64) {}
+    fn ready(&self, _: &str, _: f64) {}
+    fn finished(&self, _: &RunLabels, _: Trigger, _: Option<Consistency>, _: RunResult) {}
+}

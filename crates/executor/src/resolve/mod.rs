@@ -1,0 +1,87 @@
+//! From a Backup to a plan: what is held, what is cut, and why it cannot be.
+//!
+//! [`observe`] reads the cluster, [`decide`] is pure. Everything that can fail is found here, before anything is
+//! frozen (docs/design/freeze.md §1).
+
+pub mod decide;
+pub mod observe;
+pub mod pods;
+pub mod preflight;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use stillpoint_api::evidence::Resolved;
+use stillpoint_api::policy::RunBounds;
+
+pub use refusal::Refusal;
+
+use crate::exec::ExecTarget;
+use crate::hold::Nonce;
+use crate::run::{HoldPlan, Plan};
+use crate::session::SessionTexts;
+
+/// Everything one attempt needs, resolved and checked.
+#[derive(Clone, Debug)]
+pub struct Resolution {
+    /// Namespace of the run.
+    pub namespace: String,
+    /// Its UID.
+    pub namespace_uid: String,
+    /// Name of the Backup.
+    pub backup: String,
+    /// Its UID.
+    pub backup_uid: String,
+    /// The policy, where there is one.
+    pub policy: Option<String>,
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// Bounds of the slot.
+    pub bounds: RunBounds,
+    /// Input of the machine.
+    pub plan: Plan,
+    /// Prepare commands, in the order of `plan.prepares`.
+    pub prepares: Vec<RunPrepare>,
+    /// Sessions, in the order of `plan.holds`.
+    pub holds: Vec<RunHold>,
+    /// Snapshot class of each member, in the order of `plan.members`.
+    pub classes: Vec<String>,
+    /// What was resolved, for the record.
+    pub resolved: Resolved,
+    /// The selector of each application, to look again after the thaw.
+    pub selectors: Vec<(String, LabelSelector)>,
+}
+
+/// A command that runs before the freeze.
+#[derive(Clone, Debug)]
+pub struct RunPrepare {
+    /// Its application.
+    pub application: String,
+    /// Where and what.
+    pub target: ExecTarget,
+    /// Longest time it may take.
+    pub timeout: Duration,
+}
+
+/// A session that will be held.
+#[derive(Clone, Debug)]
+pub struct RunHold {
+    /// The machine's part.
+    pub plan: HoldPlan,
+    /// Where and what.
+    pub target: ExecTarget,
+    /// What it is told.
+    pub texts: SessionTexts,
+    /// Only lines with it count.
+    pub nonce: Nonce,
+}
+
+impl RunHold {
+    /// For messages.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.target.pod, self.target.container)
+    }
+}

@@ -1,0 +1,221 @@
+//! Reads what a run is about: policy, pods, claims, volumes, classes, templates. Decides nothing.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use stillpoint_api::backup::Backup;
+use stillpoint_api::policy::{Application, BackupPolicy, TemplateKind, TemplateRef};
+use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotClass};
+use stillpoint_api::template::{ClusterHookTemplate, HookTemplate, Recipe};
+
+use super::Refusal;
+use super::pods::selector_text;
+use crate::context::{Context, HOOKS_ACCOUNT, RequestError, bounded};
+
+/// Annotation of a pod that names its ClusterHookTemplate.
+pub const TEMPLATE_ANNOTATION: &str = "stillpoint.dev/template";
+
+/// What was read.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// The policy, where the Backup names one that exists.
+    pub policy: Option<BackupPolicy>,
+    /// UID of the namespace.
+    pub namespace_uid: String,
+    /// The applications.
+    pub applications: Vec<ObservedApplication>,
+    /// Whether the namespace has the hooks account.
+    pub opted_in: bool,
+    /// All snapshot classes; `None`: the snapshot API is not installed.
+    pub classes: Option<Vec<VolumeSnapshotClass>>,
+    /// Claims of the namespace with a snapshot that is being made or deleted, and the snapshot's name.
+    pub in_flight: BTreeMap<String, String>,
+}
+
+/// One application as read.
+#[derive(Clone, Debug)]
+pub struct ObservedApplication {
+    /// As the policy or the Backup says.
+    pub spec: Application,
+    /// Pods that its selector gives.
+    pub pods: Vec<Pod>,
+    /// The template that was chosen, and why not.
+    pub template: Result<(TemplateRef, Recipe), Refusal>,
+    /// Claims that the pods mount, by name.
+    pub claims: BTreeMap<String, (PersistentVolumeClaim, Option<PersistentVolume>)>,
+}
+
+/// Reads everything that a run needs.
+///
+/// # Errors
+/// A request failed, or the Backup's policy is not there.
+pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Refusal> {
+    let namespace = backup.namespace().unwrap_or_default();
+    let mut observed = Observed::default();
+    let applications = match &backup.spec.run.policy_ref {
+        None => backup.spec.run.applications.clone().unwrap_or_default(),
+        Some(policy) => {
+            let api: Api<BackupPolicy> = Api::namespaced(context.client.clone(), &namespace);
+            let found = optional(&api, "BackupPolicy", &policy.name).await?;
+            let applications = found.as_ref().map(|policy| policy.spec.applications.clone()).unwrap_or_default();
+            observed.policy = found;
+            applications
+        }
+    };
+    let spaces: Api<Namespace> = Api::all(context.client.clone());
+    let space = optional(&spaces, "Namespace", &namespace).await?;
+    observed.namespace_uid = space.and_then(|space| space.metadata.uid).unwrap_or_default();
+    let accounts: Api<ServiceAccount> = Api::namespaced(context.client.clone(), &namespace);
+    observed.opted_in = optional(&accounts, "ServiceAccount", HOOKS_ACCOUNT).await?.is_some();
+    (observed.classes, observed.in_flight) = snapshots(context, &namespace).await?;
+
+    let mut catalog: Option<Vec<ClusterHookTemplate>> = None;
+    for spec in applications {
+        let pods = list_pods(context, &namespace, &spec.selector).await.map_err(|error| Refusal::request(&error))?;
+        let template = template(context, &namespace, &spec, &pods, &mut catalog).await?;
+        let claims = claims(context, &namespace, &pods).await?;
+        observed.applications.push(ObservedApplication { spec, pods, template, claims });
+    }
+    Ok(observed)
+}
+
+/// Pods of a selector.
+///
+/// # Errors
+/// The request failed.
+pub async fn list_pods(
+    context: &Context,
+    namespace: &str,
+    selector: &LabelSelector,
+) -> Result<Vec<Pod>, RequestError> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let text = selector_text(selector);
+    let params = ListParams::default().labels(&text);
+    let pods = bounded(format!("list the pods of {text}"), api.list(&params)).await?;
+    Ok(pods.items)
+}
+
+async fn optional<K>(api: &Api<K>, kind: &str, name: &str) -> Result<Option<K>, Refusal>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    bounded(format!("read {kind} {name}"), api.get_opt(name)).await.map_err(|error| Refusal::request(&error))
+}
+
+type Snapshots = (Option<Vec<VolumeSnapshotClass>>, BTreeMap<String, String>);
+
+async fn snapshots(context: &Context, namespace: &str) -> Result<Snapshots, Refusal> {
+    let classes: Api<VolumeSnapshotClass> = Api::all(context.client.clone());
+    let listed = bounded("list snapshot classes", classes.list(&ListParams::default())).await;
+    let classes = match listed {
+        Ok(classes) => classes.items,
+        // 404 on a list: nobody serves the resource.
+        Err(error) if error.is_not_found() => return Ok((None, BTreeMap::new())),
+        Err(error) => return Err(Refusal::request(&error)),
+    };
+    let api: Api<VolumeSnapshot> = Api::namespaced(context.client.clone(), namespace);
+    let all = bounded("list snapshots", api.list(&ListParams::default())).await;
+    let mut in_flight = BTreeMap::new();
+    for snapshot in all.map_err(|error| Refusal::request(&error))?.items {
+        let cut = snapshot.status.as_ref().is_some_and(|status| {
+            status.creation_time.is_some() || status.ready_to_use == Some(true)
+        });
+        let moving = !cut || snapshot.metadata.deletion_timestamp.is_some();
+        if let (true, Some(claim)) = (moving, &snapshot.spec.source.persistent_volume_claim_name) {
+            in_flight.insert(claim.clone(), snapshot.name_any());
+        }
+    }
+    Ok((Some(classes), in_flight))
+}
+
+async fn template(
+    context: &Context,
+    namespace: &str,
+    spec: &Application,
+    pods: &[Pod],
+    catalog: &mut Option<Vec<ClusterHookTemplate>>,
+) -> Result<Result<(TemplateRef, Recipe), Refusal>, Refusal> {
+    let cluster: Api<ClusterHookTemplate> = Api::all(context.client.clone());
+    let annotated = pods.iter().find_map(|pod| pod.annotations().get(TEMPLATE_ANNOTATION));
+    let reference = match (&spec.template_ref, annotated) {
+        (Some(reference), _) => Some(reference.clone()),
+        // Always a cluster template: whoever may annotate a pod must not choose what runs in it.
+        (None, Some(name)) => Some(TemplateRef { kind: TemplateKind::ClusterHookTemplate, name: name.clone() }),
+        (None, None) => None,
+    };
+    if let Some(reference) = reference {
+        let found = match reference.kind {
+            TemplateKind::ClusterHookTemplate => {
+                optional(&cluster, "ClusterHookTemplate", &reference.name).await?.map(|found| found.spec.0)
+            }
+            TemplateKind::HookTemplate => {
+                let local: Api<HookTemplate> = Api::namespaced(context.client.clone(), namespace);
+                optional(&local, "HookTemplate", &reference.name).await?.map(|found| found.spec.0)
+            }
+        };
+        return Ok(match found {
+            Some(recipe) => Ok((reference, recipe)),
+            None => Err(Refusal::stands(
+                "TemplateNotFound",
+                format!(
+                    "application {}: there is no {:?} {}; `kubectl get spct` lists the cluster's, config/templates has \
+                     the shipped ones",
+                    spec.name, reference.kind, reference.name
+                ),
+            )),
+        });
+    }
+    if catalog.is_none() {
+        let listed = bounded("list cluster templates", cluster.list(&ListParams::default())).await;
+        *catalog = Some(listed.map_err(|error| Refusal::request(&error))?.items);
+    }
+    let images: Vec<&str> = pods
+        .iter()
+        .flat_map(|pod| pod.spec.iter().flat_map(|spec| &spec.containers))
+        .filter_map(|container| container.image.as_deref())
+        .collect();
+    let templates = catalog.iter().flatten();
+    let named: Vec<(String, &Recipe)> =
+        templates.map(|template| (template.name_any(), &template.spec.0)).collect();
+    let detected =
+        stillpoint_api::template::detect(&images, named.iter().map(|(name, recipe)| (name.as_str(), *recipe)));
+    Ok(match detected.and_then(|found| named.into_iter().find(|(name, _)| *name == found.template)) {
+        Some((name, recipe)) => {
+            Ok((TemplateRef { kind: TemplateKind::ClusterHookTemplate, name }, recipe.clone()))
+        }
+        None => Err(Refusal::stands(
+            "NoTemplate",
+            format!(
+                "application {}: no template fits the images {}; set applications[].templateRef, or annotate the pod \
+                 with {TEMPLATE_ANNOTATION}",
+                spec.name,
+                images.join(", ")
+            ),
+        )),
+    })
+}
+
+async fn claims(
+    context: &Context,
+    namespace: &str,
+    pods: &[Pod],
+) -> Result<BTreeMap<String, (PersistentVolumeClaim, Option<PersistentVolume>)>, Refusal> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    let mut found = BTreeMap::new();
+    for name in pods.iter().flat_map(super::pods::claim_names) {
+        if found.contains_key(&name) {
+            continue;
+        }
+        let Some(claim) = optional(&claims, "PersistentVolumeClaim", &name).await? else { continue };
+        let volume = match claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()) {
+            Some(volume) => optional(&volumes, "PersistentVolume", &volume).await?,
+            None => None,
+        };
+        found.insert(name, (claim, volume));
+    }
+    Ok(found)
+}
