@@ -52,6 +52,9 @@ pub enum Command {
     /// Bring a recovery point back
     #[command(subcommand)]
     Restore(RestoreCommand),
+    /// Run the controller: schedules, backups, restores and metrics
+    #[command(after_help = crate::controller::HELP)]
+    Controller(crate::controller::ControllerArgs),
     /// Print the version
     Version,
 }

@@ -59,29 +59,7 @@ impl Cluster {
     /// # Errors
     /// No usable kubeconfig.
     pub async fn connect(args: &ClusterArgs) -> Result<Self, Failure> {
-        let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
-        let no_cluster = |why: String| {
-            Failure::new(
-                "no cluster to talk to",
-                why,
-                "set KUBECONFIG or --kubeconfig to a file that `kubectl get ns` works with, and --context to one of its contexts",
-            )
-            .exiting(Exit::Usage)
-        };
-        let mut config = match &args.kubeconfig {
-            Some(file) => {
-                let read = Kubeconfig::read_from(file).map_err(|error| no_cluster(chain(&error)))?;
-                Config::from_custom_kubeconfig(read, &options)
-                    .await
-                    .map_err(|error| no_cluster(chain(&error)))?
-            }
-            None if args.context.is_some() => {
-                Config::from_kubeconfig(&options).await.map_err(|error| no_cluster(chain(&error)))?
-            }
-            None => Config::infer().await.map_err(|error| no_cluster(chain(&error)))?,
-        };
-        // The client would repeat a POST that was answered 503; a create that was done twice looks like a conflict.
-        config.default_retry = false;
+        let config = config(args).await?;
         let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(|error| no_cluster(chain(&error)))?;
         Ok(Self { client, namespace })
@@ -186,6 +164,36 @@ impl Cluster {
     }
 }
 
+/// How to reach the cluster, as the arguments say. Nothing is sent.
+///
+/// # Errors
+/// No usable kubeconfig.
+pub async fn config(args: &ClusterArgs) -> Result<Config, Failure> {
+    let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+    let mut config = match &args.kubeconfig {
+        Some(file) => {
+            let read = Kubeconfig::read_from(file).map_err(|error| no_cluster(chain(&error)))?;
+            Config::from_custom_kubeconfig(read, &options).await.map_err(|error| no_cluster(chain(&error)))?
+        }
+        None if args.context.is_some() => {
+            Config::from_kubeconfig(&options).await.map_err(|error| no_cluster(chain(&error)))?
+        }
+        None => Config::infer().await.map_err(|error| no_cluster(chain(&error)))?,
+    };
+    // The client would repeat a POST that was answered 503; a create that was done twice looks like a conflict.
+    config.default_retry = false;
+    Ok(config)
+}
+
+fn no_cluster(why: String) -> Failure {
+    Failure::new(
+        "no cluster to talk to",
+        why,
+        "set KUBECONFIG or --kubeconfig to a file that `kubectl get ns` works with, and --context to one of its contexts",
+    )
+    .exiting(Exit::Usage)
+}
+
 /// The part of a watch error that the API server will repeat however long one waits.
 fn refused(error: &watcher::Error) -> Option<&kube::Error> {
     let inner = match error {
@@ -241,7 +249,7 @@ fn explain(what: &str, namespace: &str, error: &kube::Error) -> Failure {
 }
 
 /// An error and what it came from, in one line and without repetitions.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

@@ -1,0 +1,344 @@
+//! `stillpoint controller`: scheduler, executor, restores and metrics in one process.
+//!
+//! Guarantees: its configuration is printed at start; on SIGTERM or SIGINT whatever is frozen is thawed first and
+//! journalled; a part that ends by itself ends the process with an error, so that it is restarted.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client, Config};
+use stillpoint_api::clock::SystemClock;
+use stillpoint_api::evidence::Consistency;
+use stillpoint_executor::contents::ContentWatch;
+use stillpoint_executor::context::Context;
+use stillpoint_executor::exec::{KubeExec, exec_client_config};
+use stillpoint_executor::hold::SystemEntropy;
+use stillpoint_executor::observer::{HookPhase, RunLabels, RunObserver, RunResult};
+use stillpoint_executor::storage::{StorageTable, TrustFile};
+use stillpoint_metrics::{BuildInfo, Endpoints, FactsStore, Metrics, Readiness};
+use stillpoint_scheduler::SchedulerContext;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::cluster::{self, ClusterArgs, chain};
+use crate::failure::{Exit, Failure};
+
+/// Shown below `--help`.
+pub const HELP: &str = "\
+Examples:
+  stillpoint controller                                        with the pod's account or $KUBECONFIG
+  stillpoint controller --storage-trust trust.yaml --log-format json
+
+It needs the rights of deploy/base and nothing more. Namespaces opt in by a ServiceAccount stillpoint-hooks.
+/metrics, /healthz and /readyz are served on --metrics-address. SIGTERM thaws whatever is frozen, then ends.";
+
+/// Arguments of `controller`.
+#[derive(Args, Clone, Debug)]
+pub struct ControllerArgs {
+    /// What is known about storage drivers beyond the built-in table: YAML with `entries` of driver, storageClass,
+    /// cut, group, cutSignal and reason
+    #[arg(long, value_name = "FILE")]
+    pub storage_trust: Option<PathBuf>,
+    /// Where /metrics, /healthz and /readyz are served
+    #[arg(long, alias = "metrics-addr", value_name = "ADDRESS:PORT", default_value_t = stillpoint_metrics::server::DEFAULT_ADDRESS)]
+    pub metrics_address: SocketAddr,
+    /// Name of this replica in claims and journals. Default: the host name
+    #[arg(long, value_name = "NAME", env = "STILLPOINT_REPLICA")]
+    pub replica: Option<String>,
+    /// Threads that carry runs
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub workers: u8,
+    /// How log lines are written
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", env = "STILLPOINT_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// Which log lines, e.g. `info` or `info,stillpoint_executor=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "STILLPOINT_LOG")]
+    pub log: String,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// What the controller runs with.
+#[derive(Clone, Debug)]
+pub struct ControllerOptions {
+    /// How to reach the cluster.
+    pub config: Config,
+    /// What is known about drivers.
+    pub storage: StorageTable,
+    /// Where metrics are served.
+    pub metrics_address: SocketAddr,
+    /// Name of this replica.
+    pub replica: String,
+}
+
+/// Runs the controller until it is told to stop.
+///
+/// # Errors
+/// It cannot start, or a part of it ended by itself.
+pub fn command(cluster: &ClusterArgs, args: &ControllerArgs) -> Result<Exit, Failure> {
+    log_to_stderr(args)?;
+    let storage = storage_table(args.storage_trust.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(usize::from(args.workers))
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("cannot start the asynchronous runtime", error.to_string(), ""))?;
+    runtime.block_on(async {
+        let options = ControllerOptions {
+            config: cluster::config(cluster).await?,
+            storage,
+            metrics_address: args.metrics_address,
+            replica: args.replica.clone().unwrap_or_else(host_name),
+        };
+        run(options, stopped()).await?;
+        Ok(Exit::Success)
+    })
+}
+
+fn log_to_stderr(args: &ControllerArgs) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
+        .map_err(|error| Failure::new("cannot read --log", error.to_string(), "for example --log info").exiting(Exit::Usage))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match args.log_format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    started.map_err(|error| Failure::new("cannot start logging", error.to_string(), ""))
+}
+
+/// The built-in storage table with the operator's file over it.
+///
+/// # Errors
+/// The file cannot be read or is wrong.
+pub fn storage_table(file: Option<&Path>) -> Result<StorageTable, Failure> {
+    let Some(file) = file else { return Ok(StorageTable::built_in()) };
+    let wrong = |why: String| {
+        Failure::new(
+            format!("cannot use the storage trust file {}", file.display()),
+            why,
+            "see docs/design/storage.md for its form",
+        )
+        .exiting(Exit::Usage)
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    // By way of a value: unions and duplicate keys are treated as everywhere else.
+    let value: serde_json::Value = serde_yaml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let trust: TrustFile = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+    StorageTable::with_trust(&trust).map_err(|error| wrong(error.to_string()))
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "stillpoint".to_owned())
+}
+
+/// Resolves at SIGTERM or SIGINT; a second signal ends the process at once.
+async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        warn!("signals cannot be caught; stop the controller by ending its session");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping: what is frozen is thawed first; a second signal ends the process at once");
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(130);
+    });
+}
+
+/// The controller itself.
+///
+/// # Errors
+/// It cannot start, or a part of it ended by itself.
+pub async fn run(options: ControllerOptions, shutdown: impl Future<Output = ()> + Send) -> Result<(), Failure> {
+    let ControllerOptions { config, storage, metrics_address, replica } = options;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        replica,
+        api_server = %config.cluster_url,
+        metrics = %metrics_address,
+        "stillpoint controller"
+    );
+    let clock = SystemClock::shared();
+    let config = exec_client_config(config);
+    let failed = |what: &str, why: String| Failure::new(what, why, "check the kubeconfig and that the cluster is up");
+    let exec = KubeExec::from_config(config.clone(), Arc::clone(&clock))
+        .map_err(|error| failed("cannot make the exec client", error.to_string()))?;
+    let client = Client::try_from(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
+
+    let build = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), revision: option_env!("STILLPOINT_REVISION").unwrap_or("unknown").into() };
+    let metrics = Arc::new(
+        Metrics::new(&build).map_err(|error| Failure::new("cannot register the metrics", error.to_string(), ""))?,
+    );
+    let facts = Arc::new(FactsStore::new(Arc::clone(&metrics)));
+    let readiness = Readiness::default();
+    let listener = stillpoint_metrics::bind(metrics_address)
+        .await
+        .map_err(|error| Failure::new("cannot serve metrics", error.to_string(), "").exiting(Exit::Usage))?;
+
+    let contents = ContentWatch::new();
+    let context = Context {
+        client: client.clone(),
+        exec: Arc::new(exec),
+        clock: Arc::clone(&clock),
+        entropy: Arc::new(SystemEntropy),
+        storage: Arc::new(storage),
+        observer: Arc::new(Observed(Arc::clone(&metrics))),
+        contents: contents.clone(),
+        replica,
+        impersonate: true,
+    };
+    let (stop, stopping) = watch::channel(false);
+    let until_stopped = || {
+        let mut stopping = stopping.clone();
+        async move {
+            // An error means that the sender is gone, which is a stop as well.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        }
+    };
+    let listed = |name: &'static str| {
+        let part = readiness.part(name);
+        let (sender, mut receiver) = watch::channel(false);
+        tokio::spawn(async move {
+            while receiver.changed().await.is_ok() {
+                if *receiver.borrow() { part.ready() } else { part.not_ready() }
+            }
+        });
+        sender
+    };
+
+    let server = tokio::spawn(stillpoint_metrics::serve(
+        listener,
+        Endpoints {
+            metrics: Arc::clone(&metrics),
+            facts: Arc::clone(&facts) as Arc<dyn stillpoint_metrics::Facts>,
+            readiness: readiness.clone(),
+        },
+        until_stopped(),
+    ));
+    let watching = tokio::spawn(contents.run(client.clone()));
+    let feeding = {
+        let (client, facts, readiness) = (client.clone(), Arc::clone(&facts), readiness.clone());
+        tokio::spawn(async move { stillpoint_metrics::watch::feed(client, None, facts, &readiness).await })
+    };
+    let mut backups = tokio::spawn(stillpoint_executor::controller::run(
+        context.clone(),
+        listed("executor: backups listed"),
+        until_stopped(),
+    ));
+    let mut restores =
+        tokio::spawn(stillpoint_executor::restore::run(context, listed("executor: restores listed"), until_stopped()));
+    let cluster_uid = cluster_uid(&client).await;
+    let mut scheduler = tokio::spawn(stillpoint_scheduler::run(
+        SchedulerContext { client, clock, cluster_uid, ready: listed("scheduler: policies and backups listed") },
+        until_stopped(),
+    ));
+
+    // A part that ends although nobody asked is an error: half a controller looks alive and protects nothing.
+    let ended = tokio::select! {
+        () = shutdown => None,
+        end = &mut backups => Some(describe("executor", end)),
+        end = &mut restores => Some(describe("restores", end)),
+        end = &mut scheduler => Some(describe("scheduler", end)),
+    };
+    stop.send_replace(true);
+    // The executor thaws and journals; the others have nothing that must be waited for.
+    if ended.is_none() || !backups.is_finished() {
+        let _ = backups.await;
+    }
+    watching.abort();
+    feeding.abort();
+    let _ = server.await;
+    match ended {
+        None => {
+            info!("stopped");
+            Ok(())
+        }
+        Some(why) => Err(Failure::new("a part of the controller ended by itself", why, "it is safe to start it again")),
+    }
+}
+
+fn describe<E: std::fmt::Display>(part: &str, end: Result<Result<(), E>, tokio::task::JoinError>) -> String {
+    match end {
+        Ok(Ok(())) => format!("the {part} ended"),
+        Ok(Err(error)) => format!("the {part}: {error}"),
+        Err(error) => format!("the {part} panicked: {error}"),
+    }
+}
+
+/// The seed of jitter: any constant of the cluster.
+async fn cluster_uid(client: &Client) -> String {
+    let spaces: Api<Namespace> = Api::all(client.clone());
+    match tokio::time::timeout(stillpoint_executor::context::REQUEST_TIMEOUT, spaces.get_opt("kube-system")).await {
+        Ok(Ok(Some(space))) => space.metadata.uid.unwrap_or_default(),
+        _ => String::new(),
+    }
+}
+
+/// Hands the executor's events to the metrics: the two do not know each other.
+struct Observed(Arc<Metrics>);
+
+impl RunObserver for Observed {
+    fn freeze(&self, run: &RunLabels, seconds: f64) {
+        self.0.freeze(&run.namespace, &run.policy, seconds);
+    }
+
+    fn overhead(&self, run: &RunLabels, seconds: f64) {
+        self.0.overhead(&run.namespace, &run.policy, seconds);
+    }
+
+    fn hook(&self, run: &RunLabels, application: &str, phase: HookPhase, seconds: f64) {
+        let phase = match phase {
+            HookPhase::Prepare => stillpoint_metrics::HookPhase::Prepare,
+            HookPhase::Acquire => stillpoint_metrics::HookPhase::Acquire,
+            HookPhase::Hold => stillpoint_metrics::HookPhase::Hold,
+            HookPhase::Thaw => stillpoint_metrics::HookPhase::Thaw,
+        };
+        self.0.hook(&run.namespace, &run.policy, application, phase, seconds);
+    }
+
+    fn cut(&self, driver: &str, seconds: f64) {
+        self.0.cut(driver, seconds);
+    }
+
+    fn ready(&self, driver: &str, seconds: f64) {
+        self.0.ready(driver, seconds);
+    }
+
+    fn finished(
+        &self,
+        run: &RunLabels,
+        trigger: stillpoint_api::backup::Trigger,
+        consistency: Option<Consistency>,
+        result: RunResult,
+    ) {
+        let result = match result {
+            RunResult::Succeeded => stillpoint_metrics::RunResult::Succeeded,
+            RunResult::Failed => stillpoint_metrics::RunResult::Failed,
+        };
+        self.0.backup_finished(&run.namespace, &run.policy, trigger, consistency.unwrap_or_default(), result);
+    }
+}
