@@ -2,6 +2,9 @@
 //!
 //! Rules 1, 2, 3, 5 and 10 speak of a lock. An application without one (an observer, or nothing held) is
 //! `Application` by rules 4 and 6 to 9 and its template's `crashSafe`; for it they hold as *not needed*.
+//!
+//! What one step of the machine receives and what it then sends carry the same instant: the reception came first.
+//! So "before" means "not later" wherever a reception is compared with a send.
 
 use std::time::Duration;
 
@@ -85,7 +88,7 @@ fn frozen_before_the_first_post(case: &Case<'_>) -> Checked {
     for hold in &case.holds {
         match &hold.frozen {
             None => return Checked::missing(format!("{} never answered FROZEN", pod(hold))),
-            Some(frozen) if frozen.at >= first_post => {
+            Some(frozen) if frozen.at > first_post => {
                 return Checked::missing(format!(
                     "{} answered FROZEN at {}, after the first snapshot was posted at {}",
                     pod(hold),
@@ -111,7 +114,7 @@ fn cut_before_the_first_thaw(case: &Case<'_>) -> Checked {
     for member in &case.members {
         match member.signal {
             None => return Checked::missing(format!("claim {} was never seen cut", member.claim_name)),
-            Some(signal) if signal >= first_thaw => {
+            Some(signal) if signal > first_thaw => {
                 return Checked::missing(format!(
                     "the cut of claim {} was seen at {}, after the first thaw at {}",
                     member.claim_name,

@@ -189,6 +189,15 @@ fn complete_evidence_is_application_consistent() {
 }
 
 #[test]
+fn what_one_step_receives_comes_before_what_it_sends() {
+    let mut case = locked();
+    case.members[0].post_sent = Some(Offset(5_000));
+    case.holds[0].thaw_sent = Some(Offset(78_000));
+    case.holds[0].closing_sent = Some(Offset(78_000));
+    assert_eq!(case.consistency(), Consistency::Application, "{:?}", case.missing());
+}
+
+#[test]
 fn rule_1_a_post_before_frozen_is_refused() {
     let mut case = locked();
     case.members[0].post_sent = Some(Offset(4_000));
