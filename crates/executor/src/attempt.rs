@@ -3,8 +3,8 @@
 //! Nothing is decided here. Effects inside the window are handed on without waiting: a POST and a session write are
 //! each their own task, and the only thing waited for is the next event.
 
-use std::collections::{BTreeMap, BinaryHeap};
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -220,9 +220,9 @@ impl Attempt<'_> {
         let held = self.resolution.holds.get(id.0)?;
         let rendered = text(held, &held.nonce);
         let sender = self.sessions.get(&id)?.sender.as_ref()?;
-        let sent = rendered.map_err(|error| error.to_string()).and_then(|bytes| {
-            sender.send(bytes).map_err(|error| error.to_string())
-        });
+        let sent = rendered
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| sender.send(bytes).map_err(|error| error.to_string()));
         match sent {
             Ok(seq) => Some(seq),
             Err(error) => {
@@ -315,17 +315,20 @@ impl Attempt<'_> {
         let Some(member) = self.resolution.plan.members.get(id.0) else { return };
         let Some(class) = self.resolution.classes.get(id.0) else { return };
         let snapshot = snapshot_request::build(&self.resolution, member, class, &self.nonce);
-        let api: Api<VolumeSnapshot> = Api::namespaced(self.context.client.clone(), &self.resolution.namespace);
+        let api: Api<VolumeSnapshot> =
+            Api::namespaced(self.context.client.clone(), &self.resolution.namespace);
         let (events, claim) = (self.events.clone(), member.claim_name.clone());
         tokio::spawn(async move {
             let params = PostParams::default();
-            let created = bounded(format!("create the snapshot of claim {claim}"), api.create(&params, &snapshot));
+            let created =
+                bounded(format!("create the snapshot of claim {claim}"), api.create(&params, &snapshot));
             let event = match created.await {
                 Ok(created) => Event::Posted { member: id, uid: created.metadata.uid.unwrap_or_default() },
                 // A 409 or no answer is a failed POST and is never adopted: names are never reused.
-                Err(error) => {
-                    Event::PostFailed { member: id, why: Abort::new(Reason::SnapshotPostFailed, error.to_string()) }
-                }
+                Err(error) => Event::PostFailed {
+                    member: id,
+                    why: Abort::new(Reason::SnapshotPostFailed, error.to_string()),
+                },
             };
             let _ = events.send(event);
         });
@@ -349,9 +352,16 @@ impl Attempt<'_> {
         let record = self.run.evidence();
         let observer = &self.context.observer;
         for hold in &record.holds {
-            let phase = |phase, from: Option<stillpoint_api::evidence::Offset>, to: Option<stillpoint_api::evidence::Offset>| {
+            let phase = |phase,
+                         from: Option<stillpoint_api::evidence::Offset>,
+                         to: Option<stillpoint_api::evidence::Offset>| {
                 if let (Some(from), Some(to)) = (from, to) {
-                    observer.hook(&self.labels, &hold.application, phase, (to.seconds() - from.seconds()).max(0.0));
+                    observer.hook(
+                        &self.labels,
+                        &hold.application,
+                        phase,
+                        (to.seconds() - from.seconds()).max(0.0),
+                    );
                 }
             };
             let frozen = hold.frozen.as_ref().map(|answer| answer.at);

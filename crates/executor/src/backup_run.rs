@@ -47,7 +47,11 @@ impl From<Refusal> for Failure {
 
 impl From<Abort> for Failure {
     fn from(abort: Abort) -> Self {
-        Self { reason: abort.reason.as_str().to_owned(), may_pass: abort.reason.may_pass(), message: abort.message }
+        Self {
+            reason: abort.reason.as_str().to_owned(),
+            may_pass: abort.reason.may_pass(),
+            message: abort.message,
+        }
     }
 }
 
@@ -71,7 +75,12 @@ pub struct BackupRun {
 
 impl BackupRun {
     /// Work on a Backup as it was read.
-    pub fn new(context: Context, happenings: Happenings, backup: Backup, stop: watch::Receiver<Option<Abort>>) -> Self {
+    pub fn new(
+        context: Context,
+        happenings: Happenings,
+        backup: Backup,
+        stop: watch::Receiver<Option<Abort>>,
+    ) -> Self {
         let labels = RunLabels {
             namespace: backup.namespace().unwrap_or_default(),
             policy: backup.policy_name().unwrap_or_default().to_owned(),
@@ -94,10 +103,15 @@ impl BackupRun {
                 if self.pause(wait).await {
                     return Ok(Left::Unfinished);
                 }
-                last = Some(interrupted("the controller ended while it prepared the run; nothing was frozen"));
+                last =
+                    Some(interrupted("the controller ended while it prepared the run; nothing was frozen"));
             }
             Row::WaitForHolds { wait, nonce } => {
-                info!(namespace = self.labels.namespace, ?wait, "found a run that was frozen; its holds end by themselves");
+                info!(
+                    namespace = self.labels.namespace,
+                    ?wait,
+                    "found a run that was frozen; its holds end by themselves"
+                );
                 if self.pause(wait).await {
                     return Ok(Left::Unfinished);
                 }
@@ -187,7 +201,8 @@ impl BackupRun {
         let slot = backup.spec.run.slot.as_ref().map(|slot| slot.0);
         let deadline = bounds.deadline.map_or(DEFAULT_RUN_DEADLINE.get(), |deadline| deadline.get());
         let late = slot.max(begun).is_some_and(|from| {
-            self.context.clock.wall().duration_since(from).as_secs() > i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX)
+            self.context.clock.wall().duration_since(from).as_secs()
+                > i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX)
         });
         status.attempt >= most || late
     }
@@ -237,7 +252,12 @@ impl BackupRun {
         Ok((resolution, nonce))
     }
 
-    async fn abort_entry(&self, status: &BackupStatus, nonce: &str, failure: &Failure) -> Result<(), JournalError> {
+    async fn abort_entry(
+        &self,
+        status: &BackupStatus,
+        nonce: &str,
+        failure: &Failure,
+    ) -> Result<(), JournalError> {
         let entry = JournalEntry {
             entry: JournalKind::Aborted,
             attempt: status.attempt,
@@ -272,7 +292,9 @@ impl BackupRun {
                 namespace = self.labels.namespace,
                 "snapshots of a given-up attempt are still being deleted: check the snapshot controller and sidecar"
             ),
-            Err(error) => warn!(namespace = self.labels.namespace, %error, "cleaning up failed; it is tried again later"),
+            Err(error) => {
+                warn!(namespace = self.labels.namespace, %error, "cleaning up failed; it is tried again later")
+            }
         }
         cleanup::look_again_later(self.context.clone(), self.labels.namespace.clone(), scope);
     }
@@ -291,8 +313,11 @@ impl BackupRun {
         let judgement = settled.judgement.clone();
         let missing = missing(&judgement.verdict.missing);
         if settled.keep {
-            let spaces: kube::Api<k8s_openapi::api::core::v1::Namespace> = kube::Api::all(self.context.client.clone());
-            let uid = match crate::context::bounded("read the namespace", spaces.get(&self.labels.namespace)).await {
+            let spaces: kube::Api<k8s_openapi::api::core::v1::Namespace> =
+                kube::Api::all(self.context.client.clone());
+            let uid = match crate::context::bounded("read the namespace", spaces.get(&self.labels.namespace))
+                .await
+            {
                 Ok(space) => space.metadata.uid.unwrap_or_default(),
                 Err(_) => String::new(),
             };
@@ -313,8 +338,13 @@ impl BackupRun {
             let message = if missing.is_empty() { what } else { format!("{what}; not proven: {missing}") };
             (Phase::Succeeded, "Completed", message, RunResult::Succeeded)
         } else {
-            let reason = if settled.members.iter().any(|member| member.settled.is_none()) { "SnapshotLost" } else { "NotProven" };
-            let message = format!("not proven: {missing}; its snapshots were removed (consistency: Required)");
+            let reason = if settled.members.iter().any(|member| member.settled.is_none()) {
+                "SnapshotLost"
+            } else {
+                "NotProven"
+            };
+            let message =
+                format!("not proven: {missing}; its snapshots were removed (consistency: Required)");
             (Phase::Failed, reason, message, RunResult::Failed)
         };
         let finished = MicroTime(self.context.clock.wall());
@@ -356,7 +386,8 @@ impl BackupRun {
                 .await?;
             journal.backup().clone()
         };
-        self.tell_end(&backup, Phase::Failed, None, &failure.reason, &failure.message, RunResult::Failed).await;
+        self.tell_end(&backup, Phase::Failed, None, &failure.reason, &failure.message, RunResult::Failed)
+            .await;
         Ok(Left::Finished)
     }
 
@@ -406,13 +437,22 @@ fn interrupted(message: &str) -> Failure {
 }
 
 fn missing(findings: &[stillpoint_api::evidence::RuleFinding]) -> String {
-    let all: Vec<String> =
-        findings.iter().map(|one| format!("rule {} ({}): {}", one.rule, one.application, one.finding)).collect();
+    let all: Vec<String> = findings
+        .iter()
+        .map(|one| format!("rule {} ({}): {}", one.rule, one.application, one.finding))
+        .collect();
     all.join("; ")
 }
 
 /// Sets both conditions of a finished run.
-fn finish(status: &mut BackupStatus, generation: Option<i64>, good: bool, reason: &str, message: &str, at: Timestamp) {
+fn finish(
+    status: &mut BackupStatus,
+    generation: Option<i64>,
+    good: bool,
+    reason: &str,
+    message: &str,
+    at: Timestamp,
+) {
     let condition = |type_: &str, status: bool| Condition {
         type_: type_.to_owned(),
         status: if status { "True" } else { "False" }.to_owned(),

@@ -41,7 +41,12 @@ impl Scope {
 ///
 /// # Errors
 /// A request failed; nothing is lost by calling it again.
-pub async fn remove(context: &Context, namespace: &str, scope: &Scope, patience: Duration) -> Result<bool, RequestError> {
+pub async fn remove(
+    context: &Context,
+    namespace: &str,
+    scope: &Scope,
+    patience: Duration,
+) -> Result<bool, RequestError> {
     let snapshots: Api<VolumeSnapshot> = Api::namespaced(context.client.clone(), namespace);
     let contents: Api<VolumeSnapshotContent> = Api::all(context.client.clone());
     let selector = scope.selector();
@@ -58,7 +63,9 @@ pub async fn remove(context: &Context, namespace: &str, scope: &Scope, patience:
         for snapshot in &found {
             remove_snapshot(&snapshots, &contents, snapshot).await?;
         }
-        for content in kept.iter().filter(|content| !found.iter().any(|snapshot| refers_to(content, snapshot))) {
+        for content in
+            kept.iter().filter(|content| !found.iter().any(|snapshot| refers_to(content, snapshot)))
+        {
             remove_orphan(&contents, content).await?;
         }
         if waited >= patience {
@@ -102,13 +109,18 @@ async fn remove_snapshot(
 }
 
 /// A content whose snapshot is gone: nothing else will delete its data.
-async fn remove_orphan(contents: &Api<VolumeSnapshotContent>, content: &VolumeSnapshotContent) -> Result<(), RequestError> {
+async fn remove_orphan(
+    contents: &Api<VolumeSnapshotContent>,
+    content: &VolumeSnapshotContent,
+) -> Result<(), RequestError> {
     let name = content.name_any();
     if content.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }
     set_deletion_policy(contents, &name, "Delete").await?;
-    match bounded(format!("delete snapshot content {name}"), contents.delete(&name, &DeleteParams::default())).await {
+    match bounded(format!("delete snapshot content {name}"), contents.delete(&name, &DeleteParams::default()))
+        .await
+    {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),

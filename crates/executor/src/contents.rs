@@ -161,8 +161,10 @@ impl ContentWatch {
             }
         }
         let handle = content.status.as_ref().and_then(|status| status.snapshot_handle.clone());
-        let waits_for_ready =
-            table.waiting.get(&key).is_some_and(|waiting| waiting.signal == CutSignal::Ready && !ready(content));
+        let waits_for_ready = table
+            .waiting
+            .get(&key)
+            .is_some_and(|waiting| waiting.signal == CutSignal::Ready && !ready(content));
         if let Some(handle) = handle
             && !waits_for_ready
         {
@@ -176,7 +178,12 @@ fn ready(content: &VolumeSnapshotContent) -> bool {
 }
 
 /// What one state of a content says, given the handle that was known of it before.
-fn news_of(content: &VolumeSnapshotContent, signal: CutSignal, known: Option<&str>, seen: bool) -> Vec<ContentNews> {
+fn news_of(
+    content: &VolumeSnapshotContent,
+    signal: CutSignal,
+    known: Option<&str>,
+    seen: bool,
+) -> Vec<ContentNews> {
     let mut news = Vec::new();
     let status = content.status.as_ref();
     let working = content.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(BEING_CREATED));
@@ -223,7 +230,10 @@ mod tests {
         let mut content = VolumeSnapshotContent::new(
             "c",
             VolumeSnapshotContentSpec {
-                source: VolumeSnapshotContentSource { volume_handle: Some("v".into()), snapshot_handle: None },
+                source: VolumeSnapshotContentSource {
+                    volume_handle: Some("v".into()),
+                    snapshot_handle: None,
+                },
                 volume_snapshot_ref: SnapshotRef {
                     namespace: Some("ns".into()),
                     name: Some("s".into()),

@@ -112,7 +112,11 @@ fn key(backup: &Backup) -> Key {
 
 fn needs_work(backup: &Backup) -> bool {
     let deleting = backup.metadata.deletion_timestamp.is_some();
-    if deleting { backup.finalizers().iter().any(|one| one == SNAPSHOTS_FINALIZER) } else { !backup.finished() }
+    if deleting {
+        backup.finalizers().iter().any(|one| one == SNAPSHOTS_FINALIZER)
+    } else {
+        !backup.finished()
+    }
 }
 
 impl Shared {
@@ -221,7 +225,11 @@ impl Shared {
             "metadata": {"resourceVersion": backup.resource_version(), "finalizers": finalizers},
         }));
         let name = backup.name_any();
-        bounded(format!("set the finalizer of Backup {name}"), api.patch(&name, &PatchParams::default(), &patch)).await
+        bounded(
+            format!("set the finalizer of Backup {name}"),
+            api.patch(&name, &PatchParams::default(), &patch),
+        )
+        .await
     }
 
     /// Removes the snapshots of a deleted Backup with their data, then lets it go (docs/api.md, what deletes data).
@@ -276,7 +284,9 @@ impl Shared {
                 lock(&self.needy).remove(&(namespace, name));
             }
             Err(error) if error.is_not_found() => {}
-            Err(error) => warn!(namespace, backup = name, %error, "the finalizer was not removed; trying again"),
+            Err(error) => {
+                warn!(namespace, backup = name, %error, "the finalizer was not removed; trying again")
+            }
         }
     }
 
@@ -292,7 +302,10 @@ impl Shared {
     /// Stops every run: thaw first, then the journal, then the end.
     async fn stop(self: &Arc<Self>, tasks: &mut JoinSet<Key>) {
         for stop in lock(&self.running).values() {
-            let why = Abort::new(Reason::Shutdown, "the controller was stopped; the slot is tried again at its next start");
+            let why = Abort::new(
+                Reason::Shutdown,
+                "the controller was stopped; the slot is tried again at its next start",
+            );
             stop.send_replace(Some(why));
         }
         let all = async { while tasks.join_next().await.is_some() {} };

@@ -109,7 +109,9 @@ impl Journal {
     async fn read_again(&mut self, name: &str, wanted: &BackupStatus) -> Result<bool, JournalError> {
         let fresh = match bounded(format!("read Backup {name}"), self.api.get(name)).await {
             Ok(fresh) => fresh,
-            Err(error) if error.is_not_found() => return Err(JournalError::Disowned("it was deleted".into())),
+            Err(error) if error.is_not_found() => {
+                return Err(JournalError::Disowned("it was deleted".into()));
+            }
             // Read failed: the next write decides.
             Err(error) => {
                 warn!(backup = name, %error, "reading again after a conflict failed");
@@ -120,11 +122,17 @@ impl Journal {
         if fresh.uid() != self.backup.uid() {
             return Err(JournalError::Disowned("another Backup has its name".into()));
         }
-        if wanted.journal != ours.journal && theirs.journal == wanted.journal && theirs.executor == wanted.executor {
+        if wanted.journal != ours.journal
+            && theirs.journal == wanted.journal
+            && theirs.executor == wanted.executor
+        {
             self.backup = fresh;
             return Ok(true);
         }
-        if theirs.executor != ours.executor || theirs.attempt != ours.attempt || theirs.journal != ours.journal {
+        if theirs.executor != ours.executor
+            || theirs.attempt != ours.attempt
+            || theirs.journal != ours.journal
+        {
             return Err(JournalError::Disowned(format!(
                 "executor {:?} works on attempt {}",
                 theirs.executor.unwrap_or_default(),

@@ -71,7 +71,13 @@ pub trait RunObserver: Send + Sync {
     /// Cut signal to ready.
     fn ready(&self, driver: &str, seconds: f64);
     /// A run ended.
-    fn finished(&self, run: &RunLabels, trigger: Trigger, consistency: Option<Consistency>, result: RunResult);
+    fn finished(
+        &self,
+        run: &RunLabels,
+        trigger: Trigger,
+        consistency: Option<Consistency>,
+        result: RunResult,
+    );
 }
 
 /// Takes nothing.

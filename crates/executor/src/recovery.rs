@@ -104,7 +104,10 @@ mod tests {
     #[test]
     fn a_run_that_was_frozen_counts_as_frozen_until_every_end_had_its_time() {
         let wait = Duration::from_secs(10 + 5 + 30);
-        assert_eq!(row(&status(1, &[(JournalKind::Freezing, 1)])), Row::WaitForHolds { wait, nonce: "n1".into() });
+        assert_eq!(
+            row(&status(1, &[(JournalKind::Freezing, 1)])),
+            Row::WaitForHolds { wait, nonce: "n1".into() }
+        );
     }
 
     #[test]

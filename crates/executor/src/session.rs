@@ -10,7 +10,9 @@ use stillpoint_api::template::Session;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::exec::{Ending, Exec, ExecCategory, ExecError, ExecEvent, ExecEvents, ExecHandle, ExecLimits, ExecTarget, Outcome};
+use crate::exec::{
+    Ending, Exec, ExecCategory, ExecError, ExecEvent, ExecEvents, ExecHandle, ExecLimits, ExecTarget, Outcome,
+};
 use crate::hold::{HoldLine, Nonce, Parsed, Report, Text, TextError, TextValues};
 use crate::run::{Abort, Event, HoldId, HoldPlan, Reason, Word, in_unit};
 
@@ -41,7 +43,13 @@ impl SessionTexts {
     ///
     /// # Errors
     /// A placeholder has no value here.
-    pub fn open(&self, hold: &HoldPlan, nonce: &Nonce, lease: Duration, acquire: Duration) -> Result<Bytes, TextError> {
+    pub fn open(
+        &self,
+        hold: &HoldPlan,
+        nonce: &Nonce,
+        lease: Duration,
+        acquire: Duration,
+    ) -> Result<Bytes, TextError> {
         Text::one_write(&[&self.open], &values(hold, nonce, lease, Some(acquire), None))
     }
 
@@ -49,7 +57,13 @@ impl SessionTexts {
     ///
     /// # Errors
     /// A placeholder has no value here.
-    pub fn freeze(&self, hold: &HoldPlan, nonce: &Nonce, lease: Duration, acquire: Duration) -> Result<Bytes, TextError> {
+    pub fn freeze(
+        &self,
+        hold: &HoldPlan,
+        nonce: &Nonce,
+        lease: Duration,
+        acquire: Duration,
+    ) -> Result<Bytes, TextError> {
         Text::one_write(&[&self.freeze], &values(hold, nonce, lease, Some(acquire), None))
     }
 
@@ -57,7 +71,13 @@ impl SessionTexts {
     ///
     /// # Errors
     /// A placeholder has no value here.
-    pub fn beat(&self, hold: &HoldPlan, nonce: &Nonce, lease: Duration, index: u32) -> Result<Bytes, TextError> {
+    pub fn beat(
+        &self,
+        hold: &HoldPlan,
+        nonce: &Nonce,
+        lease: Duration,
+        index: u32,
+    ) -> Result<Bytes, TextError> {
         Text::one_write(&[&self.beat], &values(hold, nonce, lease, None, Some(index)))
     }
 
@@ -65,7 +85,13 @@ impl SessionTexts {
     ///
     /// # Errors
     /// A placeholder has no value here.
-    pub fn closing(&self, hold: &HoldPlan, nonce: &Nonce, lease: Duration, index: u32) -> Result<Bytes, TextError> {
+    pub fn closing(
+        &self,
+        hold: &HoldPlan,
+        nonce: &Nonce,
+        lease: Duration,
+        index: u32,
+    ) -> Result<Bytes, TextError> {
         Text::one_write(&[&self.beat, &self.thaw], &values(hold, nonce, lease, None, Some(index)))
     }
 
@@ -97,11 +123,7 @@ fn values<'n>(
 ///
 /// # Errors
 /// Why it is not open, as the machine's abort.
-pub async fn open(
-    exec: &dyn Exec,
-    target: &ExecTarget,
-    opening: Bytes,
-) -> Result<ExecHandle, Abort> {
+pub async fn open(exec: &dyn Exec, target: &ExecTarget, opening: Bytes) -> Result<ExecHandle, Abort> {
     let handle = exec.open(target, ExecLimits::default()).await.map_err(|error| refused(target, &error))?;
     handle.sender.send(opening).map_err(|error| {
         Abort::new(Reason::HoldNotReady, format!("{}/{}: {error}", target.pod, target.container))
@@ -211,7 +233,9 @@ fn ended(place: &str, ending: &Ending) -> Abort {
         if error.category() == ExecCategory::ClientMissing {
             return Abort::new(
                 Reason::ClientMissing,
-                format!("{place}: the container has no such program: choose the container that has the client"),
+                format!(
+                    "{place}: the container has no such program: choose the container that has the client"
+                ),
             );
         }
     }
@@ -229,8 +253,12 @@ pub fn explain(place: &str, how: &str, stderr: &str) -> Abort {
     let lower = said.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let quoted = if said.is_empty() { String::new() } else { format!(": {said}") };
-    let (reason, cure) = if has(&["1227", "permission denied", "must be superuser", "need (at least one of)"]) {
-        (Reason::HoldNotReady, "; the user lacks a privilege, see the comment of the template for what it needs")
+    let (reason, cure) = if has(&["1227", "permission denied", "must be superuser", "need (at least one of)"])
+    {
+        (
+            Reason::HoldNotReady,
+            "; the user lacks a privilege, see the comment of the template for what it needs",
+        )
     } else if has(&["password", "authentication", "1045", "access denied", "role \"", "peer"]) {
         (
             Reason::AuthenticationFailed,
@@ -239,7 +267,12 @@ pub fn explain(place: &str, how: &str, stderr: &str) -> Abort {
         )
     } else if has(&["lock wait timeout", "1205", "lock timeout", "canceling statement due to lock timeout"]) {
         (Reason::LockNotAcquired, "; a long statement holds the lock: see the server's process list")
-    } else if has(&["could not connect", "connection to server", "can't connect", "no such file or directory"]) {
+    } else if has(&[
+        "could not connect",
+        "connection to server",
+        "can't connect",
+        "no such file or directory",
+    ]) {
         (
             Reason::HoldNotReady,
             "; no server answers on that socket: set the template's socket parameter to where the server has it",
@@ -285,9 +318,11 @@ mod tests {
 
     #[test]
     fn a_missing_server_is_told_from_a_missing_right() {
-        let nobody = "psql: error: connection to server on socket \"/run/s\" failed: No such file or directory";
+        let nobody =
+            "psql: error: connection to server on socket \"/run/s\" failed: No such file or directory";
         assert!(explain("p/c", "it ended", nobody).message.contains("socket parameter"));
-        let right = "ERROR 1227 (42000) at line 2: Access denied; you need (at least one of) the RELOAD privilege(s)";
+        let right =
+            "ERROR 1227 (42000) at line 2: Access denied; you need (at least one of) the RELOAD privilege(s)";
         assert!(explain("p/c", "it ended", right).message.contains("privilege"));
     }
 

@@ -59,7 +59,8 @@ pub async fn settle(context: &Context, namespace: &str, status: &BackupStatus) -
     let resolved = status.resolved.clone().unwrap_or_default();
     let judgement = judge(&Evidence::new(&resolved, &status.holds, &members, &window));
     let cut = members.iter().filter_map(|member| member.cut.as_ref().map(|cut| cut.0)).min();
-    let usable = members.iter().any(|member| member.settled.as_ref().is_some_and(|found| found.ready_at.is_some()));
+    let usable =
+        members.iter().any(|member| member.settled.as_ref().is_some_and(|found| found.ready_at.is_some()));
     let keep = match resolved.requirement {
         Requirement::Required => judgement.consistency == Consistency::Application,
         Requirement::BestEffort => usable,
@@ -79,7 +80,11 @@ fn member_cut(window: &Window, member: &MemberEvidence) -> Option<Timestamp> {
     Some(driver_cut_time(member).unwrap_or(posted).min(signal))
 }
 
-async fn wait_until_ready(context: &Context, namespace: &str, member: &MemberEvidence) -> Option<SettledMember> {
+async fn wait_until_ready(
+    context: &Context,
+    namespace: &str,
+    member: &MemberEvidence,
+) -> Option<SettledMember> {
     let content = member.content.clone()?;
     let snapshots: Api<VolumeSnapshot> = Api::namespaced(context.client.clone(), namespace);
     let contents: Api<VolumeSnapshotContent> = Api::all(context.client.clone());
@@ -91,7 +96,9 @@ async fn wait_until_ready(context: &Context, namespace: &str, member: &MemberEvi
             Ok(Look::NotYet(found)) if waited >= READY_WITHIN => return Some(found),
             Ok(Look::NotYet(_)) => {}
             Ok(Look::Gone) => return None,
-            Err(error) => warn!(namespace, snapshot = member.volume_snapshot, %error, "settling: a look failed"),
+            Err(error) => {
+                warn!(namespace, snapshot = member.volume_snapshot, %error, "settling: a look failed")
+            }
         }
         tokio::time::sleep(pause).await;
         waited += pause;
@@ -157,7 +164,12 @@ pub struct Owner {
 ///
 /// # Errors
 /// A request failed; calling it again finishes it.
-pub async fn keep(context: &Context, owner: &Owner, status: &BackupStatus, settled: &Settled) -> Result<(), RequestError> {
+pub async fn keep(
+    context: &Context,
+    owner: &Owner,
+    status: &BackupStatus,
+    settled: &Settled,
+) -> Result<(), RequestError> {
     let snapshots: Api<VolumeSnapshot> = Api::namespaced(context.client.clone(), &owner.namespace);
     let contents: Api<VolumeSnapshotContent> = Api::all(context.client.clone());
     for member in &settled.members {
@@ -187,7 +199,11 @@ pub async fn keep(context: &Context, owner: &Owner, status: &BackupStatus, settl
     Ok(())
 }
 
-fn annotations(status: &BackupStatus, settled: &Settled, member: &MemberEvidence) -> BTreeMap<&'static str, String> {
+fn annotations(
+    status: &BackupStatus,
+    settled: &Settled,
+    member: &MemberEvidence,
+) -> BTreeMap<&'static str, String> {
     let mut annotations = BTreeMap::from([
         (CONSISTENCY_ANNOTATION, format!("{:?}", settled.judgement.consistency)),
         (CLAIM_ANNOTATION, member.claim_name.clone()),

@@ -41,7 +41,9 @@ pub struct TrustFile {
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// It does not parse.
-    #[error("the storage trust file does not parse: {0}; it is a list `entries` of driver, storageClass, cut, group, cutSignal and reason")]
+    #[error(
+        "the storage trust file does not parse: {0}; it is a list `entries` of driver, storageClass, cut, group, cutSignal and reason"
+    )]
     Parse(String),
     /// An entry gives no reason.
     #[error("storage trust entry for driver {0} gives no reason: write down why its cuts can be believed")]
@@ -156,7 +158,8 @@ mod tests {
     fn an_entry_for_a_class_wins_over_one_for_the_driver() {
         let mut copy = entry("d", Some("slow"), "files");
         copy.cut = CutKind::Copy;
-        let table = StorageTable::with_trust(&TrustFile { entries: vec![entry("d", None, "ours"), copy] }).unwrap();
+        let table =
+            StorageTable::with_trust(&TrustFile { entries: vec![entry("d", None, "ours"), copy] }).unwrap();
         assert_eq!(table.look_up("d", "slow").cut, CutKind::Copy);
         assert_eq!(table.look_up("d", "fast").cut, CutKind::Atomic);
     }

@@ -126,7 +126,11 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
             evidence: *evidence,
             application,
             holds: evidence.holds.iter().filter(|hold| hold.application == application.name).collect(),
-            members: evidence.members.iter().filter(|member| member.application == application.name).collect(),
+            members: evidence
+                .members
+                .iter()
+                .filter(|member| member.application == application.name)
+                .collect(),
         };
         let judged = judge_application(&case);
         consistency = consistency.min(judged.consistency);
@@ -205,7 +209,8 @@ fn is_crash_consistent(case: &Case<'_>, misses: &dyn Fn(u8) -> bool) -> bool {
         return false;
     }
     let one_atomic_cut = case.members.len() == 1 && rules::all_cuts_atomic(case) && rules::all_cut(case);
-    let held_cuts = case.application.hold != HoldKind::None && [1, 2, 3, 4, 8].iter().all(|rule| !misses(*rule));
+    let held_cuts =
+        case.application.hold != HoldKind::None && [1, 2, 3, 4, 8].iter().all(|rule| !misses(*rule));
     one_atomic_cut || (case.locks() && held_cuts)
 }
 

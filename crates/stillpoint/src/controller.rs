@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::cluster::{self, ClusterArgs, chain};
+use crate::commands::lint::documents;
 use crate::failure::{Exit, Failure};
 
 /// Shown below `--help`.
@@ -108,8 +109,9 @@ pub fn command(cluster: &ClusterArgs, args: &ControllerArgs) -> Result<Exit, Fai
 }
 
 fn log_to_stderr(args: &ControllerArgs) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
-        .map_err(|error| Failure::new("cannot read --log", error.to_string(), "for example --log info").exiting(Exit::Usage))?;
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log).map_err(|error| {
+        Failure::new("cannot read --log", error.to_string(), "for example --log info").exiting(Exit::Usage)
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match args.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
@@ -133,8 +135,13 @@ pub fn storage_table(file: Option<&Path>) -> Result<StorageTable, Failure> {
         .exiting(Exit::Usage)
     };
     let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
-    // By way of a value: unions and duplicate keys are treated as everywhere else.
-    let value: serde_json::Value = serde_yaml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    // The strict reader of `lint`: a key that is written twice is refused, not overruled.
+    let read = documents::parse(&text);
+    if let Some(fault) = read.faults.first() {
+        return Err(wrong(format!("{}: {}", fault.path, fault.message)));
+    }
+    let [value] = <[serde_json::Value; 1]>::try_from(read.values)
+        .map_err(|values| wrong(format!("it holds {} documents, and one is meant", values.len())))?;
     let trust: TrustFile = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
     StorageTable::with_trust(&trust).map_err(|error| wrong(error.to_string()))
 }
@@ -150,7 +157,8 @@ fn host_name() -> String {
 /// Resolves at SIGTERM or SIGINT; a second signal ends the process at once.
 async fn stopped() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         warn!("signals cannot be caught; stop the controller by ending its session");
         return std::future::pending().await;
@@ -173,7 +181,10 @@ async fn stopped() {
 ///
 /// # Errors
 /// It cannot start, or a part of it ended by itself.
-pub async fn run(options: ControllerOptions, shutdown: impl Future<Output = ()> + Send) -> Result<(), Failure> {
+pub async fn run(
+    options: ControllerOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Failure> {
     let ControllerOptions { config, storage, metrics_address, replica } = options;
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -184,14 +195,19 @@ pub async fn run(options: ControllerOptions, shutdown: impl Future<Output = ()> 
     );
     let clock = SystemClock::shared();
     let config = exec_client_config(config);
-    let failed = |what: &str, why: String| Failure::new(what, why, "check the kubeconfig and that the cluster is up");
+    let failed =
+        |what: &str, why: String| Failure::new(what, why, "check the kubeconfig and that the cluster is up");
     let exec = KubeExec::from_config(config.clone(), Arc::clone(&clock))
         .map_err(|error| failed("cannot make the exec client", error.to_string()))?;
     let client = Client::try_from(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
 
-    let build = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), revision: option_env!("STILLPOINT_REVISION").unwrap_or("unknown").into() };
+    let build = BuildInfo {
+        version: env!("CARGO_PKG_VERSION").into(),
+        revision: option_env!("STILLPOINT_REVISION").unwrap_or("unknown").into(),
+    };
     let metrics = Arc::new(
-        Metrics::new(&build).map_err(|error| Failure::new("cannot register the metrics", error.to_string(), ""))?,
+        Metrics::new(&build)
+            .map_err(|error| Failure::new("cannot register the metrics", error.to_string(), ""))?,
     );
     let facts = Arc::new(FactsStore::new(Arc::clone(&metrics)));
     let readiness = Readiness::default();
@@ -230,7 +246,7 @@ pub async fn run(options: ControllerOptions, shutdown: impl Future<Output = ()> 
         sender
     };
 
-    let server = tokio::spawn(stillpoint_metrics::serve(
+    let mut server = tokio::spawn(stillpoint_metrics::serve(
         listener,
         Endpoints {
             metrics: Arc::clone(&metrics),
@@ -239,8 +255,8 @@ pub async fn run(options: ControllerOptions, shutdown: impl Future<Output = ()> 
         },
         until_stopped(),
     ));
-    let watching = tokio::spawn(contents.run(client.clone()));
-    let feeding = {
+    let mut watching = tokio::spawn(contents.run(client.clone()));
+    let mut feeding = {
         let (client, facts, readiness) = (client.clone(), Arc::clone(&facts), readiness.clone());
         tokio::spawn(async move { stillpoint_metrics::watch::feed(client, None, facts, &readiness).await })
     };
@@ -249,11 +265,19 @@ pub async fn run(options: ControllerOptions, shutdown: impl Future<Output = ()> 
         listed("executor: backups listed"),
         until_stopped(),
     ));
-    let mut restores =
-        tokio::spawn(stillpoint_executor::restore::run(context, listed("executor: restores listed"), until_stopped()));
+    let mut restores = tokio::spawn(stillpoint_executor::restore::run(
+        context,
+        listed("executor: restores listed"),
+        until_stopped(),
+    ));
     let cluster_uid = cluster_uid(&client).await;
     let mut scheduler = tokio::spawn(stillpoint_scheduler::run(
-        SchedulerContext { client, clock, cluster_uid, ready: listed("scheduler: policies and backups listed") },
+        SchedulerContext {
+            client,
+            clock,
+            cluster_uid,
+            ready: listed("scheduler: policies and backups listed"),
+        },
         until_stopped(),
     ));
 
@@ -263,21 +287,28 @@ pub async fn run(options: ControllerOptions, shutdown: impl Future<Output = ()> 
         end = &mut backups => Some(describe("executor", end)),
         end = &mut restores => Some(describe("restores", end)),
         end = &mut scheduler => Some(describe("scheduler", end)),
+        end = &mut server => Some(describe_endless("metrics server", end)),
+        end = &mut watching => Some(describe_endless("watch on snapshot contents", end)),
+        end = &mut feeding => Some(describe_endless("metrics watch", end)),
     };
     stop.send_replace(true);
-    // The executor thaws and journals; the others have nothing that must be waited for.
-    if ended.is_none() || !backups.is_finished() {
+    // The executor thaws and journals; the server lets a scrape finish; the others have nothing to wait for.
+    if !backups.is_finished() {
         let _ = backups.await;
     }
     watching.abort();
     feeding.abort();
-    let _ = server.await;
+    if !server.is_finished() {
+        let _ = server.await;
+    }
     match ended {
         None => {
             info!("stopped");
             Ok(())
         }
-        Some(why) => Err(Failure::new("a part of the controller ended by itself", why, "it is safe to start it again")),
+        Some(why) => {
+            Err(Failure::new("a part of the controller ended by itself", why, "it is safe to start it again"))
+        }
     }
 }
 
@@ -289,10 +320,19 @@ fn describe<E: std::fmt::Display>(part: &str, end: Result<Result<(), E>, tokio::
     }
 }
 
+fn describe_endless(part: &str, end: Result<(), tokio::task::JoinError>) -> String {
+    match end {
+        Ok(()) => format!("the {part} ended"),
+        Err(error) => format!("the {part} panicked: {error}"),
+    }
+}
+
 /// The seed of jitter: any constant of the cluster.
 async fn cluster_uid(client: &Client) -> String {
     let spaces: Api<Namespace> = Api::all(client.clone());
-    match tokio::time::timeout(stillpoint_executor::context::REQUEST_TIMEOUT, spaces.get_opt("kube-system")).await {
+    match tokio::time::timeout(stillpoint_executor::context::REQUEST_TIMEOUT, spaces.get_opt("kube-system"))
+        .await
+    {
         Ok(Ok(Some(space))) => space.metadata.uid.unwrap_or_default(),
         _ => String::new(),
     }

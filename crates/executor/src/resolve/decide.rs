@@ -7,7 +7,8 @@ use kube::ResourceExt;
 use stillpoint_api::backup::{Backup, Trigger};
 use stillpoint_api::evidence::{CutKind, HoldKind, MemberEvidence, Resolved, ResolvedApplication};
 use stillpoint_api::policy::{
-    BackupPolicySpec, Continuity, CutSignalChoice, FreezeBounds, PodChoice, Requirement, RunBounds, SnapshotOptions,
+    BackupPolicySpec, Continuity, CutSignalChoice, FreezeBounds, PodChoice, Requirement, RunBounds,
+    SnapshotOptions,
 };
 use stillpoint_api::snapshot::{DEFAULT_CLASS_ANNOTATION, VolumeSnapshotClass};
 use stillpoint_api::template::{Freeze, Layout, Recipe, Session, digest, substitute};
@@ -203,7 +204,10 @@ impl One<'_> {
         let (reference, recipe) = self.application.template.clone()?;
         let recipe = substitute(&recipe, &self.application.spec.parameters).map_err(|found| {
             let first = found.first().map(|finding| finding.message.clone()).unwrap_or_default();
-            Refusal::stands("ParameterInvalid", format!("application {}: template {}: {first}", self.name(), reference.name))
+            Refusal::stands(
+                "ParameterInvalid",
+                format!("application {}: template {}: {first}", self.name(), reference.name),
+            )
         })?;
         if let Some(first) = stillpoint_api::validate::recipe(&recipe, "template", &reference.name).first() {
             return Err(Refusal::stands(
@@ -233,7 +237,9 @@ impl One<'_> {
             layout: recipe.layout,
             settings: crash_safe.settings,
             position: session.and_then(|session| session.position.clone()),
-            thaw_proves_lock: session.and_then(|session| session.thaw_proves_lock.clone()).unwrap_or_default(),
+            thaw_proves_lock: session
+                .and_then(|session| session.thaw_proves_lock.clone())
+                .unwrap_or_default(),
             local: session.and_then(|session| session.local.clone()),
             data_paths: recipe.data_paths.clone(),
             data_time: recipe.data_time,
@@ -277,13 +283,20 @@ impl One<'_> {
             [pod] => Ok(pod),
             several => {
                 let names = several.iter().map(|pod| pod.name_any()).collect::<Vec<_>>().join(", ");
-                let rule = match (self.application.spec.pods, recipe.target.as_ref().map(|target| target.pods)) {
-                    (PodChoice::One, _) | (PodChoice::Auto, Some(PodChoice::One)) => "exactly one is meant",
-                    (PodChoice::Auto | PodChoice::All, _) => "holding several pods is not supported yet",
-                };
+                let rule =
+                    match (self.application.spec.pods, recipe.target.as_ref().map(|target| target.pods)) {
+                        (PodChoice::One, _) | (PodChoice::Auto, Some(PodChoice::One)) => {
+                            "exactly one is meant"
+                        }
+                        (PodChoice::Auto | PodChoice::All, _) => "holding several pods is not supported yet",
+                    };
                 Err(Refusal::stands(
                     "SeveralPods",
-                    format!("application {}: {} pods match ({names}), and {rule}: narrow the selector", self.name(), several.len()),
+                    format!(
+                        "application {}: {} pods match ({names}), and {rule}: narrow the selector",
+                        self.name(),
+                        several.len()
+                    ),
                 ))
             }
         }
@@ -300,16 +313,27 @@ impl One<'_> {
             None => of_template.and_then(by_name).or_else(|| containers.first()),
         };
         let Some(container) = chosen else {
-            let names = containers.iter().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ");
+            let names =
+                containers.iter().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(Refusal::stands(
                 "ContainerNotFound",
-                format!("application {}: pod {} has no container {}; it has {names}", self.name(), pod.name_any(), asked.unwrap_or("")),
+                format!(
+                    "application {}: pod {} has no container {}; it has {names}",
+                    self.name(),
+                    pod.name_any(),
+                    asked.unwrap_or("")
+                ),
             ));
         };
         if !container_runs(pod, &container.name) {
             return Err(Refusal::may_pass(
                 "PodNotReady",
-                format!("application {}: container {} of pod {} does not run", self.name(), container.name, pod.name_any()),
+                format!(
+                    "application {}: container {} of pod {} does not run",
+                    self.name(),
+                    container.name,
+                    pod.name_any()
+                ),
             ));
         }
         Ok(container)
@@ -317,7 +341,13 @@ impl One<'_> {
 
     /// Every claim of the pod that is not excluded, with its class.
     fn members(&self, pod: &Pod, container: &Container) -> Result<Vec<(MemberEvidence, String)>, Refusal> {
-        let excluded = self.application.spec.volumes.as_ref().map(|volumes| volumes.exclude.as_slice()).unwrap_or_default();
+        let excluded = self
+            .application
+            .spec
+            .volumes
+            .as_ref()
+            .map(|volumes| volumes.exclude.as_slice())
+            .unwrap_or_default();
         let mut members = Vec::new();
         for (volume, claim) in volume_claims(pod) {
             if excluded.contains(&volume) || excluded.contains(&claim) {
@@ -336,9 +366,11 @@ impl One<'_> {
         claim_name: &str,
     ) -> Result<(MemberEvidence, String), Refusal> {
         let at = || format!("application {}: claim {claim_name}", self.name());
-        let (claim, bound) = self.application.claims.get(claim_name).ok_or_else(|| {
-            Refusal::may_pass("ClaimNotFound", format!("{} does not exist", at()))
-        })?;
+        let (claim, bound) = self
+            .application
+            .claims
+            .get(claim_name)
+            .ok_or_else(|| Refusal::may_pass("ClaimNotFound", format!("{} does not exist", at())))?;
         let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
         let Some(bound) = bound.as_ref().filter(|_| phase == "Bound") else {
             return Err(Refusal::may_pass("ClaimNotBound", format!("{} is {phase}, not Bound", at())));
@@ -366,7 +398,8 @@ impl One<'_> {
             ));
         }
         let class = self.class(&csi.driver, claim_name)?;
-        let storage_class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()).unwrap_or_default();
+        let storage_class =
+            claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()).unwrap_or_default();
         let mut storage = self.given.storage.look_up(&csi.driver, &storage_class);
         if self.options.snapshot.cut_signal == CutSignalChoice::Ready {
             storage.signal = stillpoint_api::evidence::CutSignal::Ready;
@@ -417,20 +450,33 @@ impl One<'_> {
     }
 
     fn class(&self, driver: &str, claim: &str) -> Result<String, Refusal> {
-        let of_driver: Vec<&VolumeSnapshotClass> = self.classes.iter().filter(|class| class.driver == driver).collect();
+        let of_driver: Vec<&VolumeSnapshotClass> =
+            self.classes.iter().filter(|class| class.driver == driver).collect();
         let listed = || {
-            let names: Vec<&str> = of_driver.iter().filter_map(|class| class.metadata.name.as_deref()).collect();
-            if names.is_empty() { "there is none for it".to_owned() } else { format!("there is {}", names.join(", ")) }
+            let names: Vec<&str> =
+                of_driver.iter().filter_map(|class| class.metadata.name.as_deref()).collect();
+            if names.is_empty() {
+                "there is none for it".to_owned()
+            } else {
+                format!("there is {}", names.join(", "))
+            }
         };
         if let Some(asked) = &self.options.snapshot.volume_snapshot_class_name {
             return match self.classes.iter().find(|class| class.metadata.name.as_ref() == Some(asked)) {
                 None => Err(Refusal::stands(
                     "SnapshotClassMissing",
-                    format!("claim {claim}: there is no VolumeSnapshotClass {asked}; for driver {driver} {}", listed()),
+                    format!(
+                        "claim {claim}: there is no VolumeSnapshotClass {asked}; for driver {driver} {}",
+                        listed()
+                    ),
                 )),
                 Some(class) if class.driver != driver => Err(Refusal::stands(
                     "SnapshotClassMismatch",
-                    format!("claim {claim} is on driver {driver}, and class {asked} is for {}; {}", class.driver, listed()),
+                    format!(
+                        "claim {claim} is on driver {driver}, and class {asked} is for {}; {}",
+                        class.driver,
+                        listed()
+                    ),
                 )),
                 Some(_) => Ok(asked.clone()),
             };
@@ -456,7 +502,12 @@ impl One<'_> {
     }
 
     /// What cannot become `Application` is refused before anything is frozen for nothing.
-    fn storage_fits(&self, recipe: &Recipe, hold: HoldKind, members: &[(MemberEvidence, String)]) -> Result<(), Refusal> {
+    fn storage_fits(
+        &self,
+        recipe: &Recipe,
+        hold: HoldKind,
+        members: &[(MemberEvidence, String)],
+    ) -> Result<(), Refusal> {
         if self.options.requirement != Requirement::Required {
             return Ok(());
         }
@@ -476,7 +527,8 @@ impl One<'_> {
             ));
         }
         if members.len() > 1 && !(hold.locks() && recipe.layout == Layout::AnyUnderLock) {
-            let names = members.iter().map(|(member, _)| member.claim_name.as_str()).collect::<Vec<_>>().join(", ");
+            let names =
+                members.iter().map(|(member, _)| member.claim_name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(Refusal::stands(
                 "SeveralVolumes",
                 format!(
@@ -575,4 +627,3 @@ fn short_hash(text: &str) -> u32 {
     use sha2::{Digest, Sha256};
     Sha256::digest(text.as_bytes()).iter().take(4).fold(0, |hash, byte| (hash << 8) | u32::from(*byte))
 }
-

@@ -60,7 +60,8 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
         Some(policy) => {
             let api: Api<BackupPolicy> = Api::namespaced(context.client.clone(), &namespace);
             let found = optional(&api, "BackupPolicy", &policy.name).await?;
-            let applications = found.as_ref().map(|policy| policy.spec.applications.clone()).unwrap_or_default();
+            let applications =
+                found.as_ref().map(|policy| policy.spec.applications.clone()).unwrap_or_default();
             observed.policy = found;
             applications
         }
@@ -74,7 +75,8 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
 
     let mut catalog: Option<Vec<ClusterHookTemplate>> = None;
     for spec in applications {
-        let pods = list_pods(context, &namespace, &spec.selector).await.map_err(|error| Refusal::request(&error))?;
+        let pods =
+            list_pods(context, &namespace, &spec.selector).await.map_err(|error| Refusal::request(&error))?;
         let template = template(context, &namespace, &spec, &pods, &mut catalog).await?;
         let claims = claims(context, &namespace, &pods).await?;
         observed.applications.push(ObservedApplication { spec, pods, template, claims });
@@ -120,9 +122,10 @@ async fn snapshots(context: &Context, namespace: &str) -> Result<Snapshots, Refu
     let all = bounded("list snapshots", api.list(&ListParams::default())).await;
     let mut in_flight = BTreeMap::new();
     for snapshot in all.map_err(|error| Refusal::request(&error))?.items {
-        let cut = snapshot.status.as_ref().is_some_and(|status| {
-            status.creation_time.is_some() || status.ready_to_use == Some(true)
-        });
+        let cut = snapshot
+            .status
+            .as_ref()
+            .is_some_and(|status| status.creation_time.is_some() || status.ready_to_use == Some(true));
         let moving = !cut || snapshot.metadata.deletion_timestamp.is_some();
         if let (true, Some(claim)) = (moving, &snapshot.spec.source.persistent_volume_claim_name) {
             in_flight.insert(claim.clone(), snapshot.name_any());
@@ -143,7 +146,9 @@ async fn template(
     let reference = match (&spec.template_ref, annotated) {
         (Some(reference), _) => Some(reference.clone()),
         // Always a cluster template: whoever may annotate a pod must not choose what runs in it.
-        (None, Some(name)) => Some(TemplateRef { kind: TemplateKind::ClusterHookTemplate, name: name.clone() }),
+        (None, Some(name)) => {
+            Some(TemplateRef { kind: TemplateKind::ClusterHookTemplate, name: name.clone() })
+        }
         (None, None) => None,
     };
     if let Some(reference) = reference {
@@ -180,8 +185,10 @@ async fn template(
     let templates = catalog.iter().flatten();
     let named: Vec<(String, &Recipe)> =
         templates.map(|template| (template.name_any(), &template.spec.0)).collect();
-    let detected =
-        stillpoint_api::template::detect(&images, named.iter().map(|(name, recipe)| (name.as_str(), *recipe)));
+    let detected = stillpoint_api::template::detect(
+        &images,
+        named.iter().map(|(name, recipe)| (name.as_str(), *recipe)),
+    );
     Ok(match detected.and_then(|found| named.into_iter().find(|(name, _)| *name == found.template)) {
         Some((name, recipe)) => {
             Ok((TemplateRef { kind: TemplateKind::ClusterHookTemplate, name }, recipe.clone()))

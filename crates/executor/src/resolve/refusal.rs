@@ -29,7 +29,9 @@ impl Refusal {
         if error.is_forbidden() {
             return Self::stands(
                 "ControllerForbidden",
-                format!("{error}; the controller's ClusterRole lacks a right: apply deploy/base of this version"),
+                format!(
+                    "{error}; the controller's ClusterRole lacks a right: apply deploy/base of this version"
+                ),
             );
         }
         Self::may_pass("ApiUnavailable", error.to_string())

@@ -120,7 +120,13 @@ async fn carry_out(context: &Context, happenings: &Happenings, restore: Restore)
         }
         Err(refusal) => {
             work.finish(RestorePhase::Failed, refusal.reason, &refusal.message).await;
-            warn!(namespace, restore = name, reason = refusal.reason, message = refusal.message, "not restored");
+            warn!(
+                namespace,
+                restore = name,
+                reason = refusal.reason,
+                message = refusal.message,
+                "not restored"
+            );
             happenings.warning(&work.restore, refusal.reason, &refusal.message).await;
         }
     }
@@ -164,9 +170,13 @@ impl Work<'_> {
         let backups: Api<Backup> = Api::namespaced(self.context.client.clone(), namespace);
         match &self.restore.spec.source {
             RestoreSource::BackupRef(source) => {
-                let read = bounded(format!("read Backup {}", source.name), backups.get_opt(&source.name)).await;
+                let read =
+                    bounded(format!("read Backup {}", source.name), backups.get_opt(&source.name)).await;
                 read.map_err(|error| Refusal::request(&error))?.ok_or_else(|| {
-                    Refusal::stands("BackupNotFound", format!("there is no Backup {} in {namespace}", source.name))
+                    Refusal::stands(
+                        "BackupNotFound",
+                        format!("there is no Backup {} in {namespace}", source.name),
+                    )
                 })
             }
             RestoreSource::Latest(latest) => {
@@ -197,12 +207,18 @@ impl Work<'_> {
         let contents: Api<VolumeSnapshotContent> = Api::all(self.context.client.clone());
         for claim in &plan.claims {
             let lost = |why: &str| {
-                Refusal::stands("SnapshotLost", format!("snapshot {} of claim {}: {why}", claim.snapshot, claim.source))
+                Refusal::stands(
+                    "SnapshotLost",
+                    format!("snapshot {} of claim {}: {why}", claim.snapshot, claim.source),
+                )
             };
             let read = bounded("read a snapshot", snapshots.get_opt(&claim.snapshot)).await;
-            let snapshot = read.map_err(|error| Refusal::request(&error))?.ok_or_else(|| lost("it was deleted"))?;
+            let snapshot =
+                read.map_err(|error| Refusal::request(&error))?.ok_or_else(|| lost("it was deleted"))?;
             let read = bounded("read a snapshot content", contents.get_opt(&claim.content)).await;
-            let content = read.map_err(|error| Refusal::request(&error))?.ok_or_else(|| lost("its content was deleted"))?;
+            let content = read
+                .map_err(|error| Refusal::request(&error))?
+                .ok_or_else(|| lost("its content was deleted"))?;
             let handle = content.status.as_ref().and_then(|status| status.snapshot_handle.as_deref());
             if snapshot.uid() != Some(claim.snapshot_uid.clone())
                 || content.spec.volume_snapshot_ref.uid != snapshot.uid()
@@ -218,7 +234,12 @@ impl Work<'_> {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.context.client.clone(), namespace);
         for claim in &plan.claims {
             let wanted = self.claim(namespace, claim);
-            match bounded(format!("create claim {}", claim.name), claims.create(&PostParams::default(), &wanted)).await {
+            match bounded(
+                format!("create claim {}", claim.name),
+                claims.create(&PostParams::default(), &wanted),
+            )
+            .await
+            {
                 Ok(_) => {}
                 Err(error) if error.is_conflict() => self.adopt(&claims, claim).await?,
                 Err(error) if error.code().is_some_and(|code| (400..500).contains(&code)) => {

@@ -73,7 +73,10 @@ pub fn plan(restore: &Restore, backup: &Backup) -> Result<RestorePlan, Refusal> 
     let mut names: Vec<&str> = claims.iter().map(|claim| claim.name.as_str()).collect();
     names.sort_unstable();
     if names.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(Refusal::stands("NamesCollide", "two claims would get the same name: correct target.clone.names"));
+        return Err(Refusal::stands(
+            "NamesCollide",
+            "two claims would get the same name: correct target.clone.names",
+        ));
     }
     Ok(RestorePlan { claims })
 }
@@ -141,7 +144,8 @@ fn bytes(quantity: &str) -> Option<i128> {
 
 /// The newest proven point of a policy, cut before an instant where one is given.
 pub fn newest_proven(backups: Vec<Backup>, policy: &str, before: Option<Timestamp>) -> Option<Backup> {
-    let cut = |backup: &Backup| backup.status.as_ref().and_then(|status| status.cut.as_ref()).map(|cut| cut.0);
+    let cut =
+        |backup: &Backup| backup.status.as_ref().and_then(|status| status.cut.as_ref()).map(|cut| cut.0);
     backups
         .into_iter()
         .filter(|backup| backup.policy_name() == Some(policy) && backup.proven())
@@ -214,7 +218,8 @@ mod tests {
     #[test]
     fn a_clone_is_at_least_as_large_as_its_snapshot() {
         let mut point = backup("b", 10, Consistency::Application);
-        let size = |point: &Backup| plan(&restore(CloneTarget::default()), point).unwrap().claims[0].size.clone();
+        let size =
+            |point: &Backup| plan(&restore(CloneTarget::default()), point).unwrap().claims[0].size.clone();
         assert_eq!(size(&point), "1Gi");
         let member = &mut point.status.as_mut().unwrap().members[0];
         member.settled.as_mut().unwrap().restore_size = Some(2 << 30);

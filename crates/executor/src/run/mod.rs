@@ -29,8 +29,8 @@ use stillpoint_api::evidence::MemberEvidence;
 pub use abort::{Abort, Reason};
 pub use effect::{Effect, End, Entry};
 pub use event::{CutSeen, Event, Timer, Word};
-pub use hold::in_unit;
 use hold::Hold;
+pub use hold::in_unit;
 pub use plan::{ApplicationId, HoldId, HoldPlan, MAX_LEASE, MemberId, Plan, THAW_RESERVE};
 pub use record::Record;
 

@@ -65,7 +65,12 @@ impl Run {
         let t0 = self.t0?;
         let offset = |at: Mono| offset(Some(t0), at);
         let all_cut = self.members.iter().all(|member| member.cut.is_some());
-        let thawed = self.holds.iter().map(|hold| hold.thawed).collect::<Option<Vec<Mono>>>().and_then(|all| all.into_iter().max());
+        let thawed = self
+            .holds
+            .iter()
+            .map(|hold| hold.thawed)
+            .collect::<Option<Vec<Mono>>>()
+            .and_then(|all| all.into_iter().max());
         Some(Window {
             started_at: Some(MicroTime(t0.wall)),
             locked: self.acquired.map(offset),

@@ -7,8 +7,8 @@ use stillpoint_api::evidence::HoldAnswer;
 
 use super::hold::{BEAT_EVERY, Hold, HoldPhase};
 use super::{
-    Abort, CutSeen, Effect, End, Entry, Event, HoldId, MemberId, Now, OPEN_WITHIN, Reason, Run, State, THAW_WITHIN,
-    Timer, Word,
+    Abort, CutSeen, Effect, End, Entry, Event, HoldId, MemberId, Now, OPEN_WITHIN, Reason, Run, State,
+    THAW_WITHIN, Timer, Word,
 };
 
 /// A beat may renew the lease up to this long past the promise, never further (docs/design/freeze.md §3).
@@ -175,7 +175,10 @@ fn frozen(run: &mut Run, id: HoldId, answer: HoldAnswer, now: Now, out: &mut Vec
     let gap = hold.lease_gap(&answer).map(|why| Abort::new(Reason::LeaseNotSet, why)).or_else(|| {
         let changed = hold.ready.as_ref().is_none_or(|(_, ready)| ready.identity != answer.identity);
         changed.then(|| {
-            Abort::new(Reason::HoldLost, format!("{}: another server answered FROZEN than READY", hold.place()))
+            Abort::new(
+                Reason::HoldLost,
+                format!("{}: another server answered FROZEN than READY", hold.place()),
+            )
         })
     });
     hold.frozen = Some((now.mono, answer));
@@ -241,7 +244,8 @@ fn accept_cut(run: &mut Run, id: MemberId, cut: CutSeen, at: Mono, now: Now, out
 
 /// t2: when the last cut signal has been processed, one write per hold carries the closing beat and the thaw.
 fn release_when_cut(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
-    if run.state != State::Cutting || !run.members.iter().all(|member| member.cut.is_some() || member.failed.is_some())
+    if run.state != State::Cutting
+        || !run.members.iter().all(|member| member.cut.is_some() || member.failed.is_some())
     {
         return;
     }
@@ -276,7 +280,8 @@ fn held(run: &mut Run, id: HoldId, index: u32, answer: HoldAnswer, now: Now, out
     }
     hold.outstanding = None;
     let before = hold.frozen.as_ref().or(hold.ready.as_ref()).map(|(_, answer)| answer);
-    let changed = before.is_none_or(|before| before.identity != answer.identity || before.role != answer.role);
+    let changed =
+        before.is_none_or(|before| before.identity != answer.identity || before.role != answer.role);
     if changed {
         let why = Abort::new(
             Reason::HoldLost,
@@ -323,7 +328,11 @@ fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Vec<Effect>) 
     match before {
         // Losing an observer costs evidence, not the verdict (§4): it stopped nobody.
         HoldPhase::Frozen if observes => record_when_thawed(run, now, out),
-        HoldPhase::Planned | HoldPhase::Opening | HoldPhase::Ready | HoldPhase::Freezing | HoldPhase::Frozen => {
+        HoldPhase::Planned
+        | HoldPhase::Opening
+        | HoldPhase::Ready
+        | HoldPhase::Freezing
+        | HoldPhase::Frozen => {
             give_up(run, why, now, out);
         }
         HoldPhase::Closing | HoldPhase::Thawing => record_when_thawed(run, now, out),
@@ -333,7 +342,10 @@ fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Vec<Effect>) 
 
 fn snapshot_failed(run: &Run, id: MemberId, message: &str) -> Abort {
     let claim = run.members.get(id.0).map_or("?", |member| member.evidence.claim_name.as_str());
-    Abort::new(Reason::SnapshotFailed, format!("the storage system refused the snapshot of claim {claim}: {message}"))
+    Abort::new(
+        Reason::SnapshotFailed,
+        format!("the storage system refused the snapshot of claim {claim}: {message}"),
+    )
 }
 
 /// A member cannot be cut. `Required` gives up at once: the freeze ends and the slot may be tried again.
@@ -363,7 +375,12 @@ fn pod_changed(run: &mut Run, what: &str, now: Now, out: &mut Vec<Effect>) {
         | State::Journalling { .. }
         | State::Acquiring
         | State::Cutting => {
-            give_up(run, Abort::new(Reason::PodChanged, format!("{what} while it was being backed up")), now, out);
+            give_up(
+                run,
+                Abort::new(Reason::PodChanged, format!("{what} while it was being backed up")),
+                now,
+                out,
+            );
         }
         // After the release it is the verdict's business (rule 4).
         State::Releasing | State::Unwinding { .. } | State::Recording { .. } | State::Ended => {}
@@ -515,16 +532,24 @@ fn fired(run: &mut Run, timer: Timer, now: Now, out: &mut Vec<Effect>) {
     match timer {
         Timer::Open => {
             if run.state == State::Opening {
-                let late: Vec<String> =
-                    run.holds.iter().filter(|hold| hold.phase == HoldPhase::Opening).map(Hold::place).collect();
+                let late: Vec<String> = run
+                    .holds
+                    .iter()
+                    .filter(|hold| hold.phase == HoldPhase::Opening)
+                    .map(Hold::place)
+                    .collect();
                 let what = format!("{} was not READY within {OPEN_WITHIN:?}", late.join(", "));
                 give_up(run, Abort::new(Reason::HoldNotReady, what), now, out);
             }
         }
         Timer::Acquire => {
             if run.state == State::Acquiring {
-                let late: Vec<String> =
-                    run.holds.iter().filter(|hold| hold.phase == HoldPhase::Freezing).map(Hold::place).collect();
+                let late: Vec<String> = run
+                    .holds
+                    .iter()
+                    .filter(|hold| hold.phase == HoldPhase::Freezing)
+                    .map(Hold::place)
+                    .collect();
                 let what = format!(
                     "{} did not get its lock within {:?}: a long statement is in the way; see who holds it in the \
                      server's process list, or raise freeze.acquireTimeout",
@@ -546,8 +571,13 @@ fn fired(run: &mut Run, timer: Timer, now: Now, out: &mut Vec<Effect>) {
         Timer::Cut => cut_deadline(run, now, out),
         Timer::Beat(id) => beat(run, id, now, out),
         Timer::Thaw => {
-            let late: Vec<HoldId> =
-                run.holds.iter().enumerate().filter(|(_, hold)| hold.alive()).map(|(index, _)| HoldId(index)).collect();
+            let late: Vec<HoldId> = run
+                .holds
+                .iter()
+                .enumerate()
+                .filter(|(_, hold)| hold.alive())
+                .map(|(index, _)| HoldId(index))
+                .collect();
             if matches!(run.state, State::Releasing | State::Unwinding { .. }) {
                 for id in late {
                     let why = Abort::new(Reason::HoldLost, "it did not answer the thaw in time".to_owned());

@@ -59,16 +59,15 @@ fn answer(index: usize) -> HoldAnswer {
 
 impl World {
     fn new(plan: Plan) -> Self {
-        let mut world = Self { run: Run::new(plan), now: Duration::from_secs(100), sent: Vec::new(), timers: Vec::new() };
+        let mut world =
+            Self { run: Run::new(plan), now: Duration::from_secs(100), sent: Vec::new(), timers: Vec::new() };
         world.take(Event::Start);
         world
     }
 
     fn take(&mut self, event: Event) -> Vec<Effect> {
-        let now = Now {
-            mono: Mono::from_origin(self.now),
-            wall: Timestamp::from_second(1_790_000_000).unwrap(),
-        };
+        let now =
+            Now { mono: Mono::from_origin(self.now), wall: Timestamp::from_second(1_790_000_000).unwrap() };
         let effects = self.run.step(event, now);
         for effect in &effects {
             if let Effect::Schedule { timer, at } = effect {
@@ -119,7 +118,8 @@ impl World {
     fn cut(&mut self, member: usize) -> Vec<Effect> {
         let uid = format!("s{member}");
         self.take(Event::Posted { member: MemberId(member), uid: uid.clone() });
-        let cut = CutSeen { snapshot_uid: uid, handle: "h".into(), content: "c".into(), ..CutSeen::default() };
+        let cut =
+            CutSeen { snapshot_uid: uid, handle: "h".into(), content: "c".into(), ..CutSeen::default() };
         self.take(Event::CutSeen { member: MemberId(member), cut })
     }
 

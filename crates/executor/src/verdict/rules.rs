@@ -165,7 +165,10 @@ fn closing_gap(hold: &HoldEvidence, last_signal: Offset) -> Option<String> {
         return Some("the closing beat was never answered".into());
     };
     if held.identity != frozen.identity || held.identity.is_empty() {
-        return Some(format!("the server changed: FROZEN said {:?}, HELD said {:?}", frozen.identity, held.identity));
+        return Some(format!(
+            "the server changed: FROZEN said {:?}, HELD said {:?}",
+            frozen.identity, held.identity
+        ));
     }
     if held.role != frozen.role {
         return Some(format!("the role changed from {:?} to {:?}", frozen.role, held.role));
@@ -256,7 +259,10 @@ fn uncovered_path(case: &Case<'_>, hold: &HoldEvidence) -> Option<String> {
     path_gap(
         &case.application.data_paths,
         &hold.facts,
-        case.members.iter().filter(|member| member.pod_uid == hold.pod_uid).flat_map(|member| &member.mount_paths),
+        case.members
+            .iter()
+            .filter(|member| member.pod_uid == hold.pod_uid)
+            .flat_map(|member| &member.mount_paths),
     )
 }
 
@@ -287,7 +293,12 @@ fn within_the_budget(case: &Case<'_>) -> Checked {
         return Checked::proved(NOT_NEEDED);
     }
     let most = Duration::from_millis(case.evidence.resolved.max_hold_millis);
-    let Some(end) = case.holds.iter().map(|hold| hold.thawed).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max())
+    let Some(end) = case
+        .holds
+        .iter()
+        .map(|hold| hold.thawed)
+        .collect::<Option<Vec<_>>>()
+        .and_then(|all| all.into_iter().max())
     else {
         return Checked::missing("a hold never answered THAWED: its length is not known");
     };
@@ -296,11 +307,17 @@ fn within_the_budget(case: &Case<'_>) -> Checked {
         return Checked::missing(format!("the hold took {took:?}, more than maxHold {most:?}"));
     }
     for hold in &case.holds {
-        let clocks = (hold.frozen.as_ref().and_then(|answer| answer.clock), hold.held.as_ref().and_then(|answer| answer.clock));
+        let clocks = (
+            hold.frozen.as_ref().and_then(|answer| answer.clock),
+            hold.held.as_ref().and_then(|answer| answer.clock),
+        );
         if let (Some(begin), Some(end)) = clocks {
             let server = Duration::from_micros(u64::try_from(end - begin).unwrap_or(0));
             if server > most {
-                return Checked::missing(format!("{} counted {server:?} on its own clock, more than maxHold {most:?}", pod(hold)));
+                return Checked::missing(format!(
+                    "{} counted {server:?} on its own clock, more than maxHold {most:?}",
+                    pod(hold)
+                ));
             }
         }
     }
@@ -389,7 +406,8 @@ pub(super) fn all_cut(case: &Case<'_>) -> bool {
 fn atomic_for_this_application(case: &Case<'_>) -> Checked {
     let application = case.application;
     if let Some(member) = case.members.iter().find(|member| member.storage.cut == CutKind::Copy) {
-        let unlisted = if member.storage.reason.is_empty() { ", which is not in the storage table" } else { "" };
+        let unlisted =
+            if member.storage.reason.is_empty() { ", which is not in the storage table" } else { "" };
         if application.copy_safe.is_empty() || !case.locks() {
             return Checked::missing(format!(
                 "claim {}: driver {}{unlisted} counts as a file by file copy, and the template is not proven for that; \
@@ -405,7 +423,9 @@ fn atomic_for_this_application(case: &Case<'_>) -> Checked {
         ));
     }
     if !case.locks() && application.crash_safe.is_empty() {
-        return Checked::missing("nothing was locked, and the template does not say that the engine recovers");
+        return Checked::missing(
+            "nothing was locked, and the template does not say that the engine recovers",
+        );
     }
     let why = case.members.iter().map(|member| member.storage.reason.as_str()).next().unwrap_or("");
     Checked::proved(format!("{} cut atomically ({why})", count(case.members.len(), "volume")))
@@ -422,7 +442,9 @@ fn durable(case: &Case<'_>) -> Checked {
         };
     }
     if application.crash_safe.is_empty() {
-        return Checked::missing("the template neither reads the settings that make a commit durable nor has a barrier");
+        return Checked::missing(
+            "the template neither reads the settings that make a commit durable nor has a barrier",
+        );
     }
     if application.settings.is_empty() {
         return Checked::proved(format!("durable by design: {}", application.crash_safe));
@@ -446,7 +468,11 @@ fn durable(case: &Case<'_>) -> Checked {
                     );
                     // Under a lock the copy is still what a power failure would have left; without one the claim
                     // that the engine recovers is void.
-                    return if case.locks() { Checked::missing(finding) } else { Checked::contradiction(finding) };
+                    return if case.locks() {
+                        Checked::missing(finding)
+                    } else {
+                        Checked::contradiction(finding)
+                    };
                 }
             }
         }
@@ -485,10 +511,14 @@ pub(super) fn continuity(case: &Case<'_>) -> Continuity {
 
 fn positions<'h>(case: &Case<'_>, hold: &'h HoldEvidence) -> Option<(&'h str, &'h str)> {
     let key = case.application.position.as_ref()?;
-    let of = |answer: Option<&'h HoldAnswer>| answer.and_then(|answer| answer.position.get(key)).map(String::as_str);
+    let of = |answer: Option<&'h HoldAnswer>| {
+        answer.and_then(|answer| answer.position.get(key)).map(String::as_str)
+    };
     let (begin, end) = (of(hold.frozen.as_ref())?, of(hold.held.as_ref())?);
     // `off`: the counter does not run.
-    let counts = |value: &str| !value.is_empty() && !value.eq_ignore_ascii_case("off") && !value.eq_ignore_ascii_case("null");
+    let counts = |value: &str| {
+        !value.is_empty() && !value.eq_ignore_ascii_case("off") && !value.eq_ignore_ascii_case("null")
+    };
     (counts(begin) && counts(end)).then_some((begin, end))
 }
 
@@ -511,7 +541,10 @@ fn continuous(case: &Case<'_>) -> Checked {
         if let Some((begin, end)) = positions(case, hold)
             && begin != end
         {
-            return Checked::contradiction(format!("{}: something was committed under the lock: {begin} → {end}", pod(hold)));
+            return Checked::contradiction(format!(
+                "{}: something was committed under the lock: {begin} → {end}",
+                pod(hold)
+            ));
         }
     }
     let grade = continuity(case);

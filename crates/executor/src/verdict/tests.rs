@@ -324,8 +324,11 @@ fn rule_6_a_cut_time_after_the_signal_is_a_warning() {
 
 #[test]
 fn rule_7_a_snapshot_that_is_not_usable_is_refused() {
-    let bends: [fn(&mut SettledMember); 3] =
-        [|settled| settled.bound = false, |settled| settled.restore_size = Some(0), |settled| settled.ready_at = None];
+    let bends: [fn(&mut SettledMember); 3] = [
+        |settled| settled.bound = false,
+        |settled| settled.restore_size = Some(0),
+        |settled| settled.ready_at = None,
+    ];
     for bend in bends {
         let mut case = locked();
         bend(case.members[0].settled.as_mut().unwrap());

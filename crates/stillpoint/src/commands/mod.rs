@@ -4,7 +4,7 @@ mod backup;
 mod crd;
 pub mod describe;
 mod explain;
-mod lint;
+pub mod lint;
 mod restore;
 mod verify;
 

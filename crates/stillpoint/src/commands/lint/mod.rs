@@ -4,7 +4,7 @@
 //! the controller (one validator, one schedule parser), so what passes here is accepted there, as far as it does not
 //! depend on objects that are not in the files.
 
-mod documents;
+pub mod documents;
 mod references;
 
 use std::fmt::Write as _;
