@@ -1,0 +1,74 @@
+# `make help` prints the targets. Each installs what it lacks, on a Debian machine with Rust, as root or with sudo.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+cargo ?= cargo
+cluster := tests/cluster/cluster
+# The cluster needs root. With sudo it keeps HOME, so that its caches stay where they are.
+root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env "PATH=$$PATH" "HOME=$$HOME")
+# Images of the end-to-end tests: name, Debian suite, packages.
+postgres := postgres bookworm postgresql-15 python3-psycopg2
+mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
+
+.PHONY: help setup build test demo demo-cluster cluster e2e lint clean
+
+help: ## These lines
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+
+setup: ## Install what building takes: a C compiler (rustc links with it, `ring` has C in it); checks for Rust
+	@missing=()
+	command -v cc >/dev/null || missing+=(gcc libc6-dev)
+	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+	if [ $${#missing[@]} -gt 0 ]; then
+	  echo "installing $${missing[*]}"
+	  $(root) apt-get update -qq
+	  $(root) apt-get install -y -qq --no-install-recommends "$${missing[@]}"
+	fi
+	if ! command -v $(cargo) >/dev/null; then
+	  echo "Rust is missing: install rustup (https://rustup.rs); it takes the version from rust-toolchain.toml" >&2
+	  exit 1
+	fi
+
+build: setup ## Build the binary for development: target/debug/stillpoint
+	$(cargo) build --locked -p stillpoint
+
+test: setup ## Format, lints, and all tests that need no cluster
+	$(cargo) fmt --all --check
+	$(cargo) clippy --locked --workspace --all-targets -- -D warnings
+	$(cargo) test --locked --workspace --no-fail-fast
+
+demo: setup ## Protect a real PostgreSQL on the embedded cluster, and restore it
+	$(cargo) run --locked -p stillpoint --features demo -- demo
+
+demo-cluster: cluster ## The same story on the real cluster
+	$(cargo) build --locked -p stillpoint
+	$(root) $(cargo) test --locked -p stillpoint-e2e --test e2e -- story
+
+cluster: setup ## Start the real single-node Kubernetes and import its images; `tests/cluster/cluster down` ends it
+	$(root) $(cluster) up
+	$(root) $(cluster) debian-image $(postgres)
+	$(root) $(cluster) debian-image $(mariadb)
+
+e2e: setup ## End-to-end tests on the real cluster; KEEP=1 leaves it up
+	end() { [ -n "$${KEEP:-}" ] || $(root) $(cluster) down; }
+	trap end EXIT
+	$(cargo) build --locked -p stillpoint
+	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e
+	$(cargo) test --locked --no-run -p stillpoint-api --test server
+	$(MAKE) cluster
+	eval "$$($(root) $(cluster) env)"
+	failed=0
+	$(root) env KUBECONFIG="$$KUBECONFIG" $(cargo) test --locked -p stillpoint-api --test server -- --ignored || failed=1
+	$(root) $(cargo) test --locked -p stillpoint-e2e --test e2e || failed=1
+	exit $$failed
+
+lint: ## Check the scripts and the Go of tests/cluster
+	command -v shellcheck >/dev/null || { $(root) apt-get update -qq && $(root) apt-get install -y -qq --no-install-recommends shellcheck; }
+	shellcheck .ci/run
+	$(cluster) lint
+
+clean: ## Remove what was built here; the caches of the cluster stay
+	$(cargo) clean
