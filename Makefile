@@ -13,6 +13,15 @@ root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env "PATH=$$PATH" "
 postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
 
+define start-cluster
+$(root) $(cluster) up
+$(root) $(cluster) debian-image $(postgres)
+$(root) $(cluster) debian-image $(mariadb)
+endef
+# Whoever's it is: `down` also removes what is one per machine (the bridge, /run/stillpoint-cluster, NAT rules), so it may only
+# follow an `up` on a machine that had no cluster.
+cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
+
 .PHONY: help setup build test demo demo-cluster cluster e2e lint clean
 
 help: ## These lines
@@ -48,17 +57,15 @@ demo-cluster: cluster ## The same story on the real cluster
 	$(root) $(cargo) test --locked -p stillpoint-e2e --test e2e -- story
 
 cluster: setup ## Start the real single-node Kubernetes and import its images; `tests/cluster/cluster down` ends it
-	$(root) $(cluster) up
-	$(root) $(cluster) debian-image $(postgres)
-	$(root) $(cluster) debian-image $(mariadb)
+	$(start-cluster)
 
-e2e: setup ## End-to-end tests on the real cluster; KEEP=1 leaves it up
-	end() { [ -n "$${KEEP:-}" ] || $(root) $(cluster) down; }
-	trap end EXIT
-	$(cargo) build --locked -p stillpoint
+# A cluster that was up before stays up. There is no $$(MAKE) in here: with .ONESHELL `make -n` would run all of it.
+e2e: setup ## End-to-end tests on the real cluster; one that it started is ended, unless KEEP=1
+	@$(cargo) build --locked -p stillpoint
 	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e
 	$(cargo) test --locked --no-run -p stillpoint-api --test server
-	$(MAKE) cluster
+	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
+	$(start-cluster)
 	eval "$$($(root) $(cluster) env)"
 	failed=0
 	$(root) env KUBECONFIG="$$KUBECONFIG" $(cargo) test --locked -p stillpoint-api --test server -- --ignored || failed=1
@@ -66,7 +73,7 @@ e2e: setup ## End-to-end tests on the real cluster; KEEP=1 leaves it up
 	exit $$failed
 
 lint: ## Check the scripts and the Go of tests/cluster
-	command -v shellcheck >/dev/null || { $(root) apt-get update -qq && $(root) apt-get install -y -qq --no-install-recommends shellcheck; }
+	@command -v shellcheck >/dev/null || { $(root) apt-get update -qq && $(root) apt-get install -y -qq --no-install-recommends shellcheck; }
 	shellcheck .ci/run
 	$(cluster) lint
 
