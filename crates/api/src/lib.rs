@@ -5,6 +5,7 @@
 
 pub mod backup;
 pub mod clock;
+pub mod conditions;
 pub mod crd;
 pub mod duration;
 pub mod evidence;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
-use stillpoint_api::backup::{Backup, BackupStatus, FINISHED, JournalEntry, JournalKind, Phase, SUCCEEDED};
+use stillpoint_api::backup::{Backup, BackupStatus, JournalEntry, JournalKind, Phase};
+use stillpoint_api::conditions;
 use stillpoint_api::evidence::Consistency;
 use stillpoint_api::policy::{DEFAULT_MAX_ATTEMPTS, DEFAULT_RUN_DEADLINE, RunBounds};
 use tokio::sync::{Mutex, watch};
@@ -362,7 +362,8 @@ impl BackupRun {
                 status.verdict = Some(judgement.verdict.clone());
                 status.cut = settled.cut.map(MicroTime);
                 status.finished_at = Some(finished.clone());
-                finish(status, generation, phase == Phase::Succeeded, reason, &message, at);
+                status.conditions =
+                    conditions::finished(phase == Phase::Succeeded, reason, &message, generation, at);
             })
             .await?;
         self.tell_end(&backup, phase, Some(judgement.consistency), reason, &message, result).await;
@@ -381,7 +382,8 @@ impl BackupRun {
                     status.executor = Some(replica.clone());
                     status.finished_at = Some(MicroTime(at));
                     status.consistency = Some(Consistency::None);
-                    finish(status, generation, false, &failure.reason, &failure.message, at);
+                    status.conditions =
+                        conditions::finished(false, &failure.reason, &failure.message, generation, at);
                 })
                 .await?;
             journal.backup().clone()
@@ -442,26 +444,4 @@ fn missing(findings: &[stillpoint_api::evidence::RuleFinding]) -> String {
         .map(|one| format!("rule {} ({}): {}", one.rule, one.application, one.finding))
         .collect();
     all.join("; ")
-}
-
-/// Sets both conditions of a finished run.
-fn finish(
-    status: &mut BackupStatus,
-    generation: Option<i64>,
-    good: bool,
-    reason: &str,
-    message: &str,
-    at: Timestamp,
-) {
-    let condition = |type_: &str, status: bool| Condition {
-        type_: type_.to_owned(),
-        status: if status { "True" } else { "False" }.to_owned(),
-        reason: reason.to_owned(),
-        message: message.chars().take(4096).collect(),
-        observed_generation: generation,
-        last_transition_time: Time(at),
-    };
-    status.conditions.retain(|one| one.type_ != SUCCEEDED && one.type_ != FINISHED);
-    status.conditions.push(condition(SUCCEEDED, good));
-    status.conditions.push(condition(FINISHED, true));
 }

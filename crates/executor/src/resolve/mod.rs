@@ -4,6 +4,7 @@
 //! frozen (docs/design/freeze.md §1).
 
 pub mod decide;
+mod members;
 pub mod observe;
 pub mod pods;
 pub mod preflight;

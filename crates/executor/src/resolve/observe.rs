@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use stillpoint_api::backup::Backup;
@@ -12,8 +11,8 @@ use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotClass};
 use stillpoint_api::template::{ClusterHookTemplate, HookTemplate, Recipe};
 
 use super::Refusal;
-use super::pods::selector_text;
-use crate::context::{Context, HOOKS_ACCOUNT, RequestError, bounded};
+use super::pods::list_pods;
+use crate::context::{Context, HOOKS_ACCOUNT, bounded};
 
 /// Annotation of a pod that names its ClusterHookTemplate.
 pub const TEMPLATE_ANNOTATION: &str = "stillpoint.dev/template";
@@ -82,22 +81,6 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
         observed.applications.push(ObservedApplication { spec, pods, template, claims });
     }
     Ok(observed)
-}
-
-/// Pods of a selector.
-///
-/// # Errors
-/// The request failed.
-pub async fn list_pods(
-    context: &Context,
-    namespace: &str,
-    selector: &LabelSelector,
-) -> Result<Vec<Pod>, RequestError> {
-    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let text = selector_text(selector);
-    let params = ListParams::default().labels(&text);
-    let pods = bounded(format!("list the pods of {text}"), api.list(&params)).await?;
-    Ok(pods.items)
 }
 
 async fn optional<K>(api: &Api<K>, kind: &str, name: &str) -> Result<Option<K>, Refusal>

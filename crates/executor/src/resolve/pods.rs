@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::ResourceExt;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use stillpoint_api::evidence::{ContainerState, Resolved};
 
 use super::Resolution;
-use super::observe::list_pods;
-use crate::context::{Context, RequestError};
+use crate::context::{Context, RequestError, bounded};
 use crate::run::Record;
 
 /// A selector in the form of the API's query parameter.
@@ -79,6 +79,22 @@ pub fn container_runs(pod: &Pod, container: &str) -> bool {
     statuses.into_iter().any(|status| {
         status.name == container && status.state.as_ref().is_some_and(|state| state.running.is_some())
     })
+}
+
+/// Pods of a selector.
+///
+/// # Errors
+/// The request failed.
+pub async fn list_pods(
+    context: &Context,
+    namespace: &str,
+    selector: &LabelSelector,
+) -> Result<Vec<Pod>, RequestError> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let text = selector_text(selector);
+    let params = ListParams::default().labels(&text);
+    let pods = bounded(format!("list the pods of {text}"), api.list(&params)).await?;
+    Ok(pods.items)
 }
 
 /// What was found after the thaw.

@@ -15,12 +15,13 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
-use stillpoint_api::backup::{Backup, FINISHED, SUCCEEDED};
+use stillpoint_api::backup::Backup;
 use stillpoint_api::clock::Mono;
+use stillpoint_api::conditions;
 use stillpoint_api::restore::{
     RESTORE_LABEL, Restore, RestorePhase, RestoreSource, RestoreStatus, RestoreStep, RestoredClaim,
 };
@@ -382,15 +383,7 @@ impl Work<'_> {
         self.status.restored_at = Some(MicroTime(at));
         self.status.rto_seconds = Some(self.context.clock.mono().since(self.began).as_secs_f64());
         let generation = self.restore.metadata.generation;
-        let condition = |type_: &str, status: bool| Condition {
-            type_: type_.to_owned(),
-            status: if status { "True" } else { "False" }.to_owned(),
-            reason: reason.to_owned(),
-            message: message.chars().take(4096).collect(),
-            observed_generation: generation,
-            last_transition_time: Time(at),
-        };
-        self.status.conditions = vec![condition(SUCCEEDED, good), condition(FINISHED, true)];
+        self.status.conditions = conditions::finished(good, reason, message, generation, at);
         self.write().await;
     }
 }

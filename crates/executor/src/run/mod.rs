@@ -19,6 +19,8 @@ mod record;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod timers;
+mod unwind;
 
 use std::time::Duration;
 

@@ -1,20 +1,19 @@
-//! The transitions. One function per event; a `match` on the state has no catch-all.
-
-use std::time::Duration;
+//! The way forward: one function per event, up to the release. A `match` on the state has no catch-all.
+//! How an attempt ends otherwise is in `unwind`, what time does in `timers`.
 
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::HoldAnswer;
 
-use super::hold::{BEAT_EVERY, Hold, HoldPhase};
-use super::{
-    Abort, CutSeen, Effect, End, Entry, Event, HoldId, MemberId, Now, OPEN_WITHIN, Reason, Run, State,
-    THAW_WITHIN, Timer, Word,
+use super::hold::{BEAT_EVERY, HoldPhase};
+use super::timers::{fired, lease_left};
+use super::unwind::{
+    close_all, give_up, hold_ended, lose, member_failed, pod_changed, record, record_when_thawed, refused,
+    snapshot_failed, thaw_deadline,
 };
-
-/// A beat may renew the lease up to this long past the promise, never further (docs/design/freeze.md §3).
-const LEASE_PAST_PROMISE: Duration = Duration::from_secs(5);
-/// No beat later than this after the cut deadline.
-const BEATS_PAST_CUT: Duration = Duration::from_secs(1);
+use super::{
+    Abort, CutSeen, Effect, End, Entry, Event, HoldId, MemberId, Now, OPEN_WITHIN, Reason, Run, State, Timer,
+    Word,
+};
 
 pub(super) fn take(run: &mut Run, event: Event, now: Now, out: &mut Vec<Effect>) {
     match event {
@@ -243,7 +242,7 @@ fn accept_cut(run: &mut Run, id: MemberId, cut: CutSeen, at: Mono, now: Now, out
 }
 
 /// t2: when the last cut signal has been processed, one write per hold carries the closing beat and the thaw.
-fn release_when_cut(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
+pub(super) fn release_when_cut(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
     if run.state != State::Cutting
         || !run.members.iter().all(|member| member.cut.is_some() || member.failed.is_some())
     {
@@ -311,182 +310,6 @@ fn thawed(run: &mut Run, id: HoldId, now: Now, out: &mut Vec<Effect>) {
     }
 }
 
-fn hold_ended(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Vec<Effect>) {
-    let Some(hold) = run.holds.get(id.0) else { return };
-    if hold.alive() {
-        lose(run, id, why, now, out);
-    }
-}
-
-/// A hold is gone, or must be taken for gone. The others are thawed at once (§7).
-fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Vec<Effect>) {
-    let Some(hold) = run.holds.get_mut(id.0) else { return };
-    let before = std::mem::replace(&mut hold.phase, HoldPhase::Gone { why: why.message.clone() });
-    hold.lost.get_or_insert_with(|| why.message.clone());
-    let observes = !hold.plan.locks && hold.frozen.is_some();
-    out.push(Effect::CloseHold(id));
-    match before {
-        // Losing an observer costs evidence, not the verdict (§4): it stopped nobody.
-        HoldPhase::Frozen if observes => record_when_thawed(run, now, out),
-        HoldPhase::Planned
-        | HoldPhase::Opening
-        | HoldPhase::Ready
-        | HoldPhase::Freezing
-        | HoldPhase::Frozen => {
-            give_up(run, why, now, out);
-        }
-        HoldPhase::Closing | HoldPhase::Thawing => record_when_thawed(run, now, out),
-        HoldPhase::Thawed | HoldPhase::Gone { .. } => {}
-    }
-}
-
-fn snapshot_failed(run: &Run, id: MemberId, message: &str) -> Abort {
-    let claim = run.members.get(id.0).map_or("?", |member| member.evidence.claim_name.as_str());
-    Abort::new(
-        Reason::SnapshotFailed,
-        format!("the storage system refused the snapshot of claim {claim}: {message}"),
-    )
-}
-
-/// A member cannot be cut. `Required` gives up at once: the freeze ends and the slot may be tried again.
-fn member_failed(run: &mut Run, id: MemberId, why: Abort, now: Now, out: &mut Vec<Effect>) {
-    let required = run.plan.required;
-    let Some(member) = run.members.get_mut(id.0) else { return };
-    if member.cut.is_some() || member.failed.is_some() {
-        return;
-    }
-    member.evidence.error = Some(why.message.chars().take(1024).collect());
-    member.failed = Some(why.clone());
-    if run.state != State::Cutting {
-        return;
-    }
-    if required || run.members.iter().all(|member| member.failed.is_some()) {
-        give_up(run, why, now, out);
-    } else {
-        release_when_cut(run, now, out);
-    }
-}
-
-fn pod_changed(run: &mut Run, what: &str, now: Now, out: &mut Vec<Effect>) {
-    match run.state {
-        State::New
-        | State::Preparing { .. }
-        | State::Opening
-        | State::Journalling { .. }
-        | State::Acquiring
-        | State::Cutting => {
-            give_up(
-                run,
-                Abort::new(Reason::PodChanged, format!("{what} while it was being backed up")),
-                now,
-                out,
-            );
-        }
-        // After the release it is the verdict's business (rule 4).
-        State::Releasing | State::Unwinding { .. } | State::Recording { .. } | State::Ended => {}
-    }
-}
-
-/// Ends the attempt: thaws whatever may be frozen, closes whatever is open, and then records.
-fn give_up(run: &mut Run, why: Abort, now: Now, out: &mut Vec<Effect>) {
-    match &mut run.state {
-        State::New | State::Preparing { .. } | State::Opening => {
-            close_all(run, out);
-            record(run, End::Aborted(why), now, out);
-        }
-        // The write is under way; its answer comes, and nothing is frozen until then.
-        State::Journalling { stop } => {
-            stop.get_or_insert(why);
-        }
-        State::Acquiring | State::Cutting => {
-            for (index, hold) in run.holds.iter_mut().enumerate() {
-                if hold.alive() {
-                    hold.phase = HoldPhase::Thawing;
-                    hold.thaw_sent.get_or_insert(now.mono);
-                    out.push(Effect::SendThaw(HoldId(index)));
-                }
-            }
-            run.state = State::Unwinding { why };
-            out.push(Effect::Schedule { timer: Timer::Thaw, at: thaw_deadline(run, now.mono) });
-            record_when_thawed(run, now, out);
-        }
-        State::Releasing | State::Unwinding { .. } | State::Recording { .. } | State::Ended => {}
-    }
-}
-
-fn close_all(run: &mut Run, out: &mut Vec<Effect>) {
-    for (index, hold) in run.holds.iter_mut().enumerate() {
-        if hold.alive() {
-            hold.phase = HoldPhase::Gone { why: "closed before anything was frozen".to_owned() };
-            out.push(Effect::CloseHold(HoldId(index)));
-        }
-    }
-}
-
-/// When a thaw stops being waited for: its bound, and never past the promise.
-fn thaw_deadline(run: &Run, now: Mono) -> Mono {
-    let bound = now + THAW_WITHIN;
-    run.t0.map_or(bound, |t0| bound.min(t0.mono + run.plan.max_hold))
-}
-
-fn record_when_thawed(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
-    if run.holds.iter().any(Hold::alive) {
-        return;
-    }
-    match &run.state {
-        State::Releasing => {
-            let lost = run.holds.iter().find(|hold| hold.plan.locks && hold.thawed.is_none());
-            let end = match lost {
-                Some(hold) => End::Aborted(Abort::new(
-                    Reason::HoldLost,
-                    format!(
-                        "{}: it did not answer the thaw ({}); the cut is not proven to lie inside the hold",
-                        hold.place(),
-                        hold.lost.as_deref().unwrap_or("no answer")
-                    ),
-                )),
-                None => End::Thawed,
-            };
-            record(run, end, now, out);
-        }
-        State::Unwinding { why } => {
-            let end = End::Aborted(why.clone());
-            record(run, end, now, out);
-        }
-        State::New
-        | State::Preparing { .. }
-        | State::Opening
-        | State::Journalling { .. }
-        | State::Acquiring
-        | State::Cutting
-        | State::Recording { .. }
-        | State::Ended => {}
-    }
-}
-
-fn record(run: &mut Run, end: End, _now: Now, out: &mut Vec<Effect>) {
-    let entry = match &end {
-        End::Thawed => Entry::Thawed,
-        End::Aborted(why) => Entry::Aborted {
-            why: why.clone(),
-            not_proven_thawed: run
-                .holds
-                .iter()
-                .enumerate()
-                .filter(|(_, hold)| hold.plan.locks && hold.freeze_sent.is_some() && hold.thawed.is_none())
-                .map(|(index, _)| HoldId(index))
-                .collect(),
-        },
-        End::Disowned(_) => {
-            run.state = State::Ended;
-            out.push(Effect::End(end));
-            return;
-        }
-    };
-    run.state = State::Recording { end };
-    out.push(Effect::WriteJournal(entry));
-}
-
 fn written(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
     match &run.state {
         State::Journalling { stop: None } => freeze(run, now, out),
@@ -508,148 +331,4 @@ fn written(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         | State::Unwinding { .. }
         | State::Ended => {}
     }
-}
-
-/// The run is somebody else's, or the object is gone: nothing is frozen at either write, so there is nothing to undo.
-fn refused(run: &mut Run, why: String, now: Now, out: &mut Vec<Effect>) {
-    match run.state {
-        State::Journalling { .. } | State::Recording { .. } => {
-            close_all(run, out);
-            record(run, End::Disowned(why), now, out);
-        }
-        State::New
-        | State::Preparing { .. }
-        | State::Opening
-        | State::Acquiring
-        | State::Cutting
-        | State::Releasing
-        | State::Unwinding { .. }
-        | State::Ended => {}
-    }
-}
-
-fn fired(run: &mut Run, timer: Timer, now: Now, out: &mut Vec<Effect>) {
-    match timer {
-        Timer::Open => {
-            if run.state == State::Opening {
-                let late: Vec<String> = run
-                    .holds
-                    .iter()
-                    .filter(|hold| hold.phase == HoldPhase::Opening)
-                    .map(Hold::place)
-                    .collect();
-                let what = format!("{} was not READY within {OPEN_WITHIN:?}", late.join(", "));
-                give_up(run, Abort::new(Reason::HoldNotReady, what), now, out);
-            }
-        }
-        Timer::Acquire => {
-            if run.state == State::Acquiring {
-                let late: Vec<String> = run
-                    .holds
-                    .iter()
-                    .filter(|hold| hold.phase == HoldPhase::Freezing)
-                    .map(Hold::place)
-                    .collect();
-                let what = format!(
-                    "{} did not get its lock within {:?}: a long statement is in the way; see who holds it in the \
-                     server's process list, or raise freeze.acquireTimeout",
-                    late.join(", "),
-                    run.plan.acquire_timeout
-                );
-                give_up(run, Abort::new(Reason::LockNotAcquired, what), now, out);
-            }
-        }
-        Timer::Stack => {
-            if run.state == State::Cutting && run.members.iter().all(|member| !member.stack_seen) {
-                let what = format!(
-                    "the snapshot controller and the driver's sidecar did not react within {:?}: check that both run",
-                    run.plan.stack_patience
-                );
-                give_up(run, Abort::new(Reason::SnapshotStackSilent, what), now, out);
-            }
-        }
-        Timer::Cut => cut_deadline(run, now, out),
-        Timer::Beat(id) => beat(run, id, now, out),
-        Timer::Thaw => {
-            let late: Vec<HoldId> = run
-                .holds
-                .iter()
-                .enumerate()
-                .filter(|(_, hold)| hold.alive())
-                .map(|(index, _)| HoldId(index))
-                .collect();
-            if matches!(run.state, State::Releasing | State::Unwinding { .. }) {
-                for id in late {
-                    let why = Abort::new(Reason::HoldLost, "it did not answer the thaw in time".to_owned());
-                    lose(run, id, why, now, out);
-                }
-            }
-        }
-    }
-}
-
-fn cut_deadline(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
-    if !matches!(run.state, State::Acquiring | State::Cutting) {
-        return;
-    }
-    let late: Vec<&str> = run
-        .members
-        .iter()
-        .filter(|member| member.cut.is_none() && member.failed.is_none())
-        .map(|member| member.evidence.claim_name.as_str())
-        .collect();
-    let what = format!(
-        "the cut of {} was not seen within {:?} of the freeze: the snapshot path is too slow or throttled, or a \
-         driver that is not in the storage table is waited for until it is ready",
-        late.join(", "),
-        run.plan.cut_budget()
-    );
-    give_up(run, Abort::new(Reason::CutTimeout, what), now, out);
-}
-
-fn lease_left(run: &Run, now: Mono) -> Duration {
-    let Some(t0) = run.t0 else { return super::MAX_LEASE };
-    (t0.mono + run.plan.max_hold + LEASE_PAST_PROMISE).since(now)
-}
-
-fn beat(run: &mut Run, id: HoldId, now: Now, out: &mut Vec<Effect>) {
-    let last_beat = run.t0.map(|t0| t0.mono + run.plan.cut_budget() + BEATS_PAST_CUT);
-    let left = lease_left(run, now.mono);
-    let Some(hold) = run.holds.get_mut(id.0) else { return };
-    match hold.phase {
-        HoldPhase::Ready | HoldPhase::Frozen => {}
-        HoldPhase::Planned
-        | HoldPhase::Opening
-        | HoldPhase::Freezing
-        | HoldPhase::Closing
-        | HoldPhase::Thawing
-        | HoldPhase::Thawed
-        | HoldPhase::Gone { .. } => return,
-    }
-    // A timer of READY that fires after FROZEN: the one armed at FROZEN follows.
-    if hold.frozen.as_ref().is_some_and(|(at, _)| now.mono < *at + BEAT_EVERY) {
-        return;
-    }
-    if let Some((_, sent)) = hold.outstanding {
-        let lost_at = sent + hold.patience();
-        if now.mono >= lost_at {
-            let what = format!("{}: it did not answer a beat for {:?}", hold.place(), hold.patience());
-            lose(run, id, Abort::new(Reason::HoldLost, what), now, out);
-        } else {
-            out.push(Effect::Schedule { timer: Timer::Beat(id), at: lost_at.min(now.mono + BEAT_EVERY) });
-        }
-        return;
-    }
-    if last_beat.is_some_and(|last| now.mono > last) {
-        return;
-    }
-    let index = hold.next_beat;
-    hold.next_beat += 1;
-    hold.outstanding = Some((index, now.mono));
-    if hold.phase == HoldPhase::Frozen {
-        hold.beats_while_frozen += 1;
-    }
-    let lease = hold.plan.lease.min(left);
-    out.push(Effect::SendBeat { hold: id, index, lease });
-    out.push(Effect::Schedule { timer: Timer::Beat(id), at: now.mono + BEAT_EVERY });
 }
