@@ -52,6 +52,9 @@ use crate::volumes::Volumes;
 /// Name of the StorageClass and the VolumeSnapshotClass every cluster with storage has; both are the default.
 pub const CLASS: &str = "sim";
 
+/// What a controller has to be told about [`DRIVER`] (`--storage-trust`): why its cuts can be believed.
+pub const STORAGE_TRUST: &str = include_str!("../storage-trust.yaml");
+
 /// How a cluster is made.
 #[derive(Clone, Debug)]
 pub struct SimOptions {

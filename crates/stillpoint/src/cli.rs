@@ -55,6 +55,10 @@ pub enum Command {
     /// Run the controller: schedules, backups, restores and metrics
     #[command(after_help = crate::controller::HELP)]
     Controller(crate::controller::ControllerArgs),
+    /// Protect, lose and bring back a real PostgreSQL on an embedded cluster of its own
+    #[cfg(feature = "demo")]
+    #[command(after_help = crate::demo::HELP)]
+    Demo(crate::demo::DemoArgs),
     /// Print the version
     Version,
 }

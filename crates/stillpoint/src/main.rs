@@ -6,6 +6,8 @@ mod cli;
 mod cluster;
 mod commands;
 mod controller;
+#[cfg(feature = "demo")]
+mod demo;
 mod failure;
 mod output;
 

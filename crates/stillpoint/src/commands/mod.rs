@@ -29,6 +29,8 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Version => {
             output::print(concat!("stillpoint ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| Exit::Success)
         }
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => crate::demo::command(args),
         Command::Controller(args) => crate::controller::command(&cli.cluster, &args),
         Command::Backup(command) => connected(async {
             let cluster = Cluster::connect(&cli.cluster).await?;
