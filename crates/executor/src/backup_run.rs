@@ -8,13 +8,13 @@ use kube::ResourceExt;
 use stillpoint_api::backup::{Backup, BackupStatus, JournalEntry, JournalKind, Phase};
 use stillpoint_api::conditions;
 use stillpoint_api::evidence::Consistency;
-use stillpoint_api::policy::{DEFAULT_MAX_ATTEMPTS, DEFAULT_RUN_DEADLINE, RunBounds};
+use stillpoint_api::policy::{BackupPolicy, RunBounds};
 use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
 use crate::attempt;
 use crate::cleanup::{self, Scope};
-use crate::context::Context;
+use crate::context::{Context, bounded};
 use crate::happenings::Happenings;
 use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
@@ -134,7 +134,7 @@ impl BackupRun {
     }
 
     async fn attempts(&mut self, mut last: Option<Failure>) -> Result<Left, JournalError> {
-        let mut bounds = RunBounds::default();
+        let mut bounds = self.bounds().await;
         loop {
             if self.stop.borrow().is_some() {
                 return Ok(Left::Unfinished);
@@ -194,17 +194,28 @@ impl BackupRun {
         }
     }
 
+    /// Bounds of the slot as they are now; the defaults where the policy is gone, for which a run fails anyway.
+    async fn bounds(&self) -> RunBounds {
+        let backup = self.journal.lock().await.backup().clone();
+        let Some(policy) = backup.policy_name() else { return backup.spec.run.run.unwrap_or_default() };
+        let api: kube::Api<BackupPolicy> =
+            kube::Api::namespaced(self.context.client.clone(), &self.labels.namespace);
+        match bounded(format!("read BackupPolicy {policy}"), api.get_opt(policy)).await {
+            Ok(Some(policy)) => policy.spec.run.unwrap_or_default(),
+            Ok(None) | Err(_) => RunBounds::default(),
+        }
+    }
+
     /// Whether the slot allows no further attempt.
     fn spent(&self, backup: &Backup, status: &BackupStatus, bounds: &RunBounds) -> bool {
-        let most = if *bounds == RunBounds::default() { DEFAULT_MAX_ATTEMPTS } else { bounds.max_attempts() };
         let begun = status.started_at.as_ref().map(|at| at.0);
         let slot = backup.spec.run.slot.as_ref().map(|slot| slot.0);
-        let deadline = bounds.deadline.map_or(DEFAULT_RUN_DEADLINE.get(), |deadline| deadline.get());
+        let deadline = bounds.deadline();
         let late = slot.max(begun).is_some_and(|from| {
             self.context.clock.wall().duration_since(from).as_secs()
                 > i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX)
         });
-        status.attempt >= most || late
+        status.attempt >= bounds.max_attempts() || late
     }
 
     /// Takes the run and counts the attempt.
@@ -315,9 +326,7 @@ impl BackupRun {
         if settled.keep {
             let spaces: kube::Api<k8s_openapi::api::core::v1::Namespace> =
                 kube::Api::all(self.context.client.clone());
-            let uid = match crate::context::bounded("read the namespace", spaces.get(&self.labels.namespace))
-                .await
-            {
+            let uid = match bounded("read the namespace", spaces.get(&self.labels.namespace)).await {
                 Ok(space) => space.metadata.uid.unwrap_or_default(),
                 Err(_) => String::new(),
             };
