@@ -1,7 +1,7 @@
 //! Renders the facts about policies in the Prometheus text format, one family at a time.
 //!
 //! Guarantees: computed at the scrape, so nothing is stale; one family is in memory at a time, so a scrape of many
-//! policies is a stream and not one string (docs/design/metrics.md §5). The prometheus crate's `Collector` would
+//! policies is a stream and not one string (docs/metrics.md §5). The prometheus crate's `Collector` would
 //! build every sample of every family as an object first; the format is simple enough to write.
 
 use std::fmt::Write as _;

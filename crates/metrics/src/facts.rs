@@ -1,7 +1,7 @@
 //! What is known about policies and their recovery points, as a compact projection of the watched objects.
 //!
 //! Guarantees: nothing is remembered that the objects do not say; a recovery point deleted by anybody moves the
-//! reference back at once; a policy of the same name adopts the points of its predecessor (docs/design/api.md).
+//! reference back at once; a policy of the same name adopts the points of its predecessor (docs/api.md).
 //! A Backup costs about a hundred bytes here whatever evidence it carries.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: every label combination that a policy can produce is there with 0 as soon as the policy is known, so
 //! that `increase()` sees the first event; all series of a policy go with it, and an event that comes after the
-//! policy was removed brings none of them back (docs/design/metrics.md §1).
+//! policy was removed brings none of them back (docs/metrics.md §1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,9 +16,9 @@ use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
 
 /// Freeze and hook durations: log-spaced from what a good driver needs (25 ms) to twice the default `maxHold`
-/// (docs/design/metrics.md §2).
+/// (docs/metrics.md §2).
 pub const FREEZE_BUCKETS: [f64; 11] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// Our own share of a freeze: the aim is about 100 ms (docs/design/architecture.md).
+/// Our own share of a freeze: the aim is about 100 ms (ARCHITECTURE.md).
 pub const OVERHEAD_BUCKETS: [f64; 8] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 /// Cuts: local snapshots take tens of milliseconds, cloud ones seconds.
 pub const CUT_BUCKETS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a client that is slow, broken or hostile costs at most one of [`MAX_CONNECTIONS`] places and
 //! [`HEADER_TIMEOUT`]; nothing here can end the process; shutdown lets answers under way finish, for
-//! [`DRAIN_TIMEOUT`]. Bound to loopback unless told otherwise (docs/design/metrics.md §6).
+//! [`DRAIN_TIMEOUT`]. Bound to loopback unless told otherwise (docs/metrics.md §6).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -23,7 +23,7 @@ use crate::watch::Watch;
 
 mod writes;
 
-/// The account hooks run as; the only one that may be impersonated (docs/design/authority.md 2).
+/// The account hooks run as; the only one that may be impersonated (docs/authority.md 2).
 pub const HOOKS_ACCOUNT: &str = "stillpoint-hooks";
 
 /// One request as it was answered, for tests that ask who did what.
@@ -244,7 +244,7 @@ impl Api {
         }
     }
 
-    /// The namespace's opt-in: the account and its binding exist (docs/design/authority.md 1).
+    /// The namespace's opt-in: the account and its binding exist (docs/authority.md 1).
     fn hooks_may_exec(&self, namespace: &str, pod: &str, user: &str) -> Result<(), ApiError> {
         let account = self.store.find("serviceaccounts", namespace, HOOKS_ACCOUNT);
         let bound = self.store.all("rolebindings.rbac.authorization.k8s.io").iter().any(|binding| {

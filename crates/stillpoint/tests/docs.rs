@@ -250,3 +250,36 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
     }
     assert!(broken.is_empty(), "{broken:#?}");
 }
+
+/// Comments cite documents as the reason of a rule: what they cite is there.
+#[test]
+fn documents_that_the_code_cites_exist() {
+    let mut cited = BTreeSet::new();
+    let mut folders =
+        vec![root().join("crates"), root().join("config"), root().join("deploy"), root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path
+                .extension()
+                .is_some_and(|ending| ["rs", "yaml", "md", "go"].iter().any(|one| ending == *one))
+            {
+                let text = fs::read_to_string(&path).unwrap_or_default();
+                for (at, _) in text.match_indices("docs/") {
+                    let rest: String = text[at..]
+                        .chars()
+                        .take_while(|c| c.is_ascii_alphanumeric() || "/_-.".contains(*c))
+                        .collect();
+                    if let Some(end) = rest.find(".md") {
+                        cited.insert((rest[..end + 3].to_owned(), path.display().to_string()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(!cited.is_empty());
+    let gone: Vec<_> = cited.iter().filter(|(document, _)| !root().join(document).exists()).collect();
+    assert!(gone.is_empty(), "cited and not there: {gone:#?}");
+}

@@ -28,7 +28,7 @@ pub struct ExecTarget {
 }
 
 impl ExecTarget {
-    /// The service account whose rights hooks in `namespace` run with (docs/design/authority.md).
+    /// The service account whose rights hooks in `namespace` run with (docs/authority.md).
     pub fn hooks_user(namespace: &str) -> String {
         format!("system:serviceaccount:{namespace}:stillpoint-hooks")
     }
