@@ -377,14 +377,19 @@ impl Attempt<'_> {
                 storage = storage.max(took);
             }
         }
+        // The window of observers alone is no freeze: nobody was stopped.
+        let stopped = self.resolution.plan.holds.iter().any(|hold| hold.locks);
         if let Some(seconds) = record.window.as_ref().and_then(|window| window.frozen_seconds) {
-            observer.freeze(&self.labels, seconds);
-            observer.overhead(&self.labels, (seconds - storage).max(0.0));
+            if stopped {
+                observer.freeze(&self.labels, seconds);
+                observer.overhead(&self.labels, (seconds - storage).max(0.0));
+            }
             info!(
                 namespace = self.resolution.namespace,
                 backup = self.resolution.backup,
                 frozen_ms = format!("{:.1}", seconds * 1e3),
                 storage_ms = format!("{:.1}", storage * 1e3),
+                commits_stopped = stopped,
                 "released"
             );
         }

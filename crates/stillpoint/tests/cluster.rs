@@ -172,6 +172,7 @@ fn run(test: &str, consistency: &str, states: &[Value]) -> (Server, Output) {
 #[test]
 fn a_run_is_followed_to_its_verdict() {
     let done = json!({"phase": "Succeeded", "consistency": "Application", "continuity": "Lock", "attempt": 1,
+                      "resolved": {"applications": [{"name": "db", "hold": "Session"}]},
                       "window": {"frozenSeconds": 0.0712}, "cut": "2026-11-21T02:00:01.160000Z"});
     let states = [
         json!({}),

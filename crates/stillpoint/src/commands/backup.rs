@@ -148,13 +148,24 @@ fn summary(backup: &Backup) -> String {
     let name = backup.name_any();
     if status.phase == Phase::Succeeded {
         let frozen = status.window.as_ref().and_then(|window| window.frozen_seconds);
-        let frozen = frozen.map(|frozen| format!(", frozen for {}", seconds(frozen))).unwrap_or_default();
+        // An observer stops nobody: its window is no freeze.
+        let word = if stops_commits(status) { "frozen" } else { "watched, nobody stopped," };
+        let frozen = frozen.map(|frozen| format!(", {word} for {}", seconds(frozen))).unwrap_or_default();
         let cut = status.cut.as_ref().map(|cut| format!(", cut at {}", output::precise(cut.0)));
         return format!("{name}: {}{frozen}{}\n", worth(status), cut.unwrap_or_default());
     }
     let condition = status.conditions.iter().find(|condition| condition.type_ == SUCCEEDED);
     let why = condition.map(|condition| format!("{}: {}", condition.reason, condition.message));
     format!("{name}: {:?}: {}\n", status.phase, why.unwrap_or_else(|| "no reason was recorded".to_owned()))
+}
+
+/// Whether any application of the run was locked.
+pub fn stops_commits(status: &BackupStatus) -> bool {
+    status
+        .resolved
+        .iter()
+        .flat_map(|resolved| &resolved.applications)
+        .any(|application| application.hold.locks())
 }
 
 /// `Application (Lock)`.

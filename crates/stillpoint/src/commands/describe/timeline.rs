@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use stillpoint_api::backup::BackupStatus;
 use stillpoint_api::evidence::Offset;
 
+use crate::commands::backup::stops_commits;
 use crate::output::{length, precise, seconds};
 
 /// Columns of the bar: with offset and text it fits a terminal of 100.
@@ -84,7 +85,8 @@ impl Bar {
 /// The window as text; empty while nothing was frozen.
 pub fn draw(status: &BackupStatus) -> String {
     let Some(window) = &status.window else { return String::new() };
-    let mut text = String::from("Freeze window:");
+    let locks = stops_commits(status);
+    let mut text = String::from(if locks { "Freeze window:" } else { "Window (nobody was stopped):" });
     if let Some(frozen) = window.frozen_seconds {
         let _ = write!(text, " {}", seconds(frozen));
     }
@@ -97,10 +99,8 @@ pub fn draw(status: &BackupStatus) -> String {
     }
     text.push('\n');
     let events = events(status);
-    let applications = status.resolved.iter().flat_map(|resolved| &resolved.applications);
     // An observer stops nobody: what it watched over is not drawn as frozen.
-    let shade =
-        if applications.into_iter().any(|application| application.hold.locks()) { '━' } else { '─' };
+    let shade = if locks { '━' } else { '─' };
     let locked = window.locked.or(events.iter().map(|event| event.at).min());
     let end = window.thawed.or(events.iter().map(|event| event.at).max()).unwrap_or_default();
     let end = Offset(end.0.max(1));
