@@ -215,7 +215,7 @@ impl Stage {
                 return Err(Failure::new(
                     format!("waited in vain until {what}"),
                     format!("{} s were not enough", limit.as_secs()),
-                    "see below what the cluster says; on a busy machine try again",
+                    "see above what the cluster says; on a busy machine try again",
                 ));
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -230,7 +230,7 @@ impl Stage {
         let pod = api.get_opt(CONTROLLER).await.map_err(|error| asked(&error))?;
         let phase = pod.and_then(|pod| pod.status).and_then(|status| status.phase).unwrap_or_default();
         if phase == "Failed" || phase == "Succeeded" {
-            return Err(Failure::new("the controller ended", "its log below says why", ""));
+            return Err(Failure::new("the controller ended", "its log above says why", ""));
         }
         Ok(())
     }

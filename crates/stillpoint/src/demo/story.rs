@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use stillpoint_api::backup::{Backup, BackupStatus, Trigger};
@@ -108,43 +109,9 @@ pub async fn tell(
     accepted(stage).await?;
     voice.good("Accepted");
 
-    voice.step("A backup at once");
-    stage
-        .create(json!({
-            "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Backup",
-            "metadata": {"name": "at-once", "namespace": NAMESPACE},
-            "spec": {"run": {"policyRef": {"name": POLICY}}},
-        }))
-        .await?;
-    let backup = finished(stage, voice, clock, "the backup at once has finished", RUN_WITHIN, |backup| {
-        backup.name_any() == "at-once"
-    })
-    .await?;
-    proven(&backup)?;
-    voice.say("");
-    voice.block(&sections(&describe(&backup), &["Freeze window:", "Verdict:"]));
-    in_the_ledger(stage, voice, &backup)?;
-    rpo(stage, voice, clock.as_ref(), &backup).await?;
-
+    at_once(stage, voice, clock).await?;
     if !args.no_wait_slot {
-        voice.step("A backup by schedule");
-        let (now, slot) = (clock.wall(), next_minute(clock.wall()));
-        voice.say(&format!(
-            "The next slot is {}, in {}. The customers go on.",
-            slot.strftime("%H:%M:%S UTC"),
-            seconds(slot.duration_since(now).as_secs_f64())
-        ));
-        let backup =
-            finished(stage, voice, clock, "a scheduled backup has finished", SLOT_WITHIN, |backup| {
-                match backup.spec.trigger {
-                    Trigger::Schedule => true,
-                    Trigger::Manual | Trigger::CatchUp | Trigger::Initial => false,
-                }
-            })
-            .await?;
-        proven(&backup)?;
-        in_the_ledger(stage, voice, &backup)?;
-        rpo(stage, voice, clock.as_ref(), &backup).await?;
+        by_schedule(stage, voice, clock).await?;
     }
 
     voice.step("A restore");
@@ -221,7 +188,7 @@ async fn stop(writers: Writers) -> Result<Vec<Log>, Failure> {
 }
 
 fn a_writer_failed(why: String) -> Failure {
-    Failure::new("a client of the database could not go on", why, "no backup may do this: see the logs below")
+    Failure::new("a client of the database could not go on", why, "no backup may do this: see the logs above")
 }
 
 async fn accepted(stage: &Stage) -> Result<(), Failure> {
@@ -242,6 +209,56 @@ async fn accepted(stage: &Stage) -> Result<(), Failure> {
         .await
 }
 
+/// A run that somebody asks for, and everything it records.
+async fn at_once(stage: &Stage, voice: &Voice, clock: &SharedClock) -> Result<(), Failure> {
+    voice.step("A backup at once");
+    stage
+        .create(json!({
+            "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Backup",
+            "metadata": {"name": "at-once", "namespace": NAMESPACE},
+            "spec": {"run": {"policyRef": {"name": POLICY}}},
+        }))
+        .await?;
+    let backup = finished(stage, voice, clock, "the backup at once has finished", RUN_WITHIN, |backup| {
+        backup.name_any() == "at-once"
+    })
+    .await?;
+    proven(&backup)?;
+    voice.say("");
+    voice.block(&sections(&describe(&backup), &["Freeze window:", "Verdict:"]));
+    in_the_ledger(stage, voice, &backup)?;
+    rpo(stage, voice, clock.as_ref(), &backup).await
+}
+
+/// A run that nobody asks for.
+async fn by_schedule(stage: &Stage, voice: &Voice, clock: &SharedClock) -> Result<(), Failure> {
+    voice.step("A backup by schedule");
+    let (now, slot) = (clock.wall(), next_minute(clock.wall()));
+    let runs: Api<Backup> = Api::namespaced(stage.client()?, NAMESPACE);
+    let runs = runs.list(&ListParams::default()).await.map_err(|error| asked(&error))?;
+    if runs.items.iter().any(is_scheduled) {
+        voice.say("A slot has come meanwhile.");
+    } else {
+        let left = seconds(slot.duration_since(now).as_secs_f64());
+        voice.say(&format!(
+            "The next slot is {}, in {left}. The customers go on.",
+            slot.strftime("%H:%M:%S UTC")
+        ));
+    }
+    let what = "a scheduled backup has finished";
+    let backup = finished(stage, voice, clock, what, SLOT_WITHIN, is_scheduled).await?;
+    proven(&backup)?;
+    in_the_ledger(stage, voice, &backup)?;
+    rpo(stage, voice, clock.as_ref(), &backup).await
+}
+
+fn is_scheduled(backup: &Backup) -> bool {
+    match backup.spec.trigger {
+        Trigger::Schedule => true,
+        Trigger::Manual | Trigger::CatchUp | Trigger::Initial => false,
+    }
+}
+
 /// Waits for the first finished Backup that is meant, and says what phases it goes through.
 async fn finished(
     stage: &Stage,
@@ -255,7 +272,7 @@ async fn finished(
     let mut last = None;
     stage
         .until(what, limit, async || {
-            let listed = api.list(&kube::api::ListParams::default()).await.map_err(|error| asked(&error))?;
+            let listed = api.list(&ListParams::default()).await.map_err(|error| asked(&error))?;
             let Some(backup) = listed.items.into_iter().find(|backup| meant(backup)) else { return Ok(None) };
             let phase = backup.status.as_ref().map(|status| status.phase).unwrap_or_default();
             if last.replace(phase) != Some(phase) {
@@ -280,7 +297,7 @@ fn proven(backup: &Backup) -> Result<(), Failure> {
     Err(Failure::new(
         format!("Backup {} is not proven application-consistent", backup.name_any()),
         why.join("; "),
-        "see below what it records",
+        "see above what it records",
     ))
 }
 
@@ -302,7 +319,7 @@ fn in_the_ledger(stage: &Stage, voice: &Voice, backup: &Backup) -> Result<(), Fa
             return Err(Failure::new(
                 format!("the cut of {} is not between FROZEN and THAW", member.claim_name),
                 format!("the driver's ledger says {cut:?}"),
-                "this is a defect of Stillpoint: please report it with what follows",
+                "this is a defect of Stillpoint: please report it with all of this",
             ));
         }
     }
@@ -360,7 +377,7 @@ async fn restore(stage: &Stage, voice: &Voice) -> Result<RestoreStatus, Failure>
                 RestorePhase::Failed => {
                     let why: Vec<_> =
                         status.conditions.into_iter().map(|condition| condition.message).collect();
-                    Err(Failure::new("the restore failed", why.join("; "), "see below"))
+                    Err(Failure::new("the restore failed", why.join("; "), "see above"))
                 }
             }
         })
@@ -376,7 +393,7 @@ async fn restore(stage: &Stage, voice: &Voice) -> Result<RestoreStatus, Failure>
 
 async fn read_copy(programs: &Programs, places: &Places) -> Result<BTreeMap<usize, Found>, Failure> {
     let unreadable =
-        |why: String| Failure::new("the restored copy cannot be read", why, "see the logs below");
+        |why: String| Failure::new("the restored copy cannot be read", why, "see the logs above");
     let query = "SELECT o.writer, count(*), max(o.n), sum(o.amount)::bigint, \
                  (SELECT balance FROM accounts WHERE id = 2 * o.writer), \
                  (SELECT balance FROM accounts WHERE id = 2 * o.writer + 1) \
@@ -393,13 +410,13 @@ fn prove(
 ) -> Result<Exit, Failure> {
     let judged = proof::judge(logs, frozen, copy);
     let heading =
-        ["CUSTOMER", "COMMITS BEFORE FROZEN", "IN THE COPY", "COMMITS BY NOW", "SEQUENCE", "BALANCES"];
+        ["CUSTOMER", "COMMITS BEFORE FROZEN", "IN THE COPY", "COMMITS BY NOW", "SEQUENCE AND BALANCES"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for (writer, one) in judged.iter().enumerate() {
-        let whole = if one.faults.is_empty() { ["no gap", "exact"] } else { ["see below", "see below"] };
+        let whole = if one.faults.is_empty() { "no gap, exact" } else { "see below" };
         let mut row = vec![(writer + 1).to_string()];
         row.extend([one.owed, one.found, one.acknowledged].map(|count| count.to_string()));
-        row.extend(whole.map(str::to_owned));
+        row.push(whole.to_owned());
         rows.push(row);
     }
     voice.say(&format!("FROZEN was received at {}.", precise(frozen)));
