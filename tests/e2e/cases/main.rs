@@ -1,0 +1,143 @@
+//! The end-to-end suite: ordered cases on one real cluster (docs/testing.md).
+//!
+//! `cargo test -p stillpoint-e2e --test e2e [-- WORD…]` runs the cases whose names contain one of the words, all
+//! without. A failing case prints objects, events and the controller's log; the others still run. Exit 1 when one
+//! failed.
+
+#![allow(missing_docs, reason = "a test binary has no readers of its API")]
+
+mod faults;
+mod figures;
+mod install;
+mod interruption;
+mod mariadb;
+mod postgres;
+mod retention;
+
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use stillpoint_api::clock::{Clock as _, SystemClock};
+use stillpoint_e2e::explain::explain;
+use stillpoint_e2e::world::World;
+use stillpoint_e2e::{Outcome, Problem};
+
+/// No case may hang the suite.
+const CASE_WITHIN: Duration = Duration::from_secs(300);
+
+type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
+
+struct Case {
+    name: &'static str,
+    run: for<'a> fn(&'a mut World) -> Running<'a>,
+}
+
+macro_rules! cases {
+    ($($name:literal => $run:path,)+) => {
+        &[$(Case { name: $name, run: |world| Box::pin($run(world)) }),+]
+    };
+}
+
+/// The story of `make demo-cluster` is those whose names begin with `story`. In this order: what is installed first is used later, and databases that start slowly start early.
+const CASES: &[Case] = cases![
+    "crds-install-and-samples-are-not-pruned" => install::definitions_and_samples,
+    "the-server-refuses-an-unknown-field" => install::unknown_field,
+    "story-postgres-under-load-is-application-consistent" => postgres::proven_under_load,
+    "story-postgres-restored-copy-is-exact" => postgres::restored_copy_is_exact,
+    "story-mariadb-default-settings-grade-lock" => mariadb::grade_lock,
+    "story-mariadb-synced-binlog-grade-position" => mariadb::grade_position,
+    "story-postgres-every-minute-and-rpo-on-metrics" => postgres::every_minute,
+    "sigkill-while-held" => interruption::killed_while_held,
+    "sigterm-while-held-thaws-first" => interruption::terminated_while_held,
+    "refused-schedules" => faults::refused_schedules,
+    "missing-template-parameter" => faults::missing_parameter,
+    "selector-without-pods" => faults::no_pods,
+    "missing-snapshot-class" => faults::missing_class,
+    "claim-not-csi" => faults::not_csi,
+    "namespace-not-opted-in" => faults::not_opted_in,
+    "exec-forbidden" => faults::exec_forbidden,
+    "client-missing-in-container" => faults::client_missing,
+    "login-refused-mariadb" => faults::login_refused_mariadb,
+    "login-refused-postgres" => faults::login_refused_postgres,
+    "snapshot-controller-down" => faults::snapshot_controller_down,
+    "snapshot-sidecar-down" => faults::sidecar_down,
+    "storage-refuses-the-snapshot" => faults::storage_refuses,
+    "freeze-windows" => figures::freeze_windows,
+    "retention-deletes-data" => retention::retention_deletes_data,
+    "deleting-a-backup-deletes-its-data" => retention::deletion,
+    "an-abandoned-backup-leaves-its-data" => retention::abandon,
+    "storage-not-trusted" => faults::storage_not_trusted,
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("a TLS provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start the asynchronous runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(suite(&words))
+}
+
+async fn suite(words: &[String]) -> ExitCode {
+    let clock = SystemClock::new();
+    let mut world = match World::begin().await {
+        Ok(world) => world,
+        Err(problem) => {
+            eprintln!("e2e cannot begin: {}", problem.0);
+            return ExitCode::FAILURE;
+        }
+    };
+    let chosen =
+        |case: &&Case| words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str()));
+    let (mut passed, mut failed) = (0, Vec::new());
+    if let Err(problem) = install::prepare(&mut world).await {
+        eprintln!("e2e cannot begin: {}", problem.0);
+        return ExitCode::FAILURE;
+    }
+    for case in CASES.iter().filter(chosen) {
+        let begun = clock.mono();
+        let outcome = match tokio::time::timeout(CASE_WITHIN, (case.run)(&mut world)).await {
+            Ok(outcome) => outcome.and_then(|()| world.still_runs()),
+            Err(_) => Err(Problem(format!("not finished within {CASE_WITHIN:?}"))),
+        };
+        let took = clock.mono().since(begun).as_secs_f64();
+        match outcome {
+            Ok(()) => {
+                println!("ok      {:<55} {took:>6.1} s", case.name);
+                passed += 1;
+            }
+            Err(problem) => {
+                println!(
+                    "FAILED  {:<55} {took:>6.1} s\n{}\n{}",
+                    case.name,
+                    problem.0,
+                    explain(&world, case.name).await
+                );
+                failed.push(case.name);
+            }
+        }
+        if let Err(problem) = world.heal().await {
+            println!("the cluster cannot be healed: {}", problem.0);
+            failed.push("heal");
+            break;
+        }
+    }
+    match world.end().await {
+        Ok(()) => println!("ok      nothing is left: no object, no snapshot, no data"),
+        Err(problem) => {
+            println!("FAILED  clean-up: {}\n{}", problem.0, explain(&world, "clean-up").await);
+            failed.push("clean-up");
+        }
+    }
+    let skipped = CASES.len() - CASES.iter().filter(chosen).count();
+    println!("{passed} passed, {} failed, {skipped} skipped", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

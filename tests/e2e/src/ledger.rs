@@ -1,0 +1,102 @@
+//! The CSI driver's ledger: when each cut really happened. The truth that evidence is compared with.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::{Outcome, Problem};
+
+/// One line of `cuts.jsonl` (tests/cluster/README.md).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Line {
+    /// When it was written.
+    pub at: Timestamp,
+    /// `rpc-start`, `cut`, `rpc-end` or `delete`.
+    pub event: String,
+    /// The driver's name of the snapshot: its handle.
+    #[serde(default)]
+    pub snapshot: String,
+    /// `snapshot-<uid of the VolumeSnapshot>`.
+    #[serde(default)]
+    pub name: String,
+    /// The true instant lies between this and `at`; on `cut` lines.
+    #[serde(default)]
+    pub cut_start: Option<Timestamp>,
+}
+
+/// When a cut happened: at an instant between the two.
+#[derive(Clone, Copy, Debug)]
+pub struct TrueCut {
+    /// Not before this.
+    pub from: Timestamp,
+    /// Not after this.
+    pub to: Timestamp,
+}
+
+/// The ledger of the running cluster.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    file: PathBuf,
+}
+
+impl Ledger {
+    /// The ledger at `file`; it may not exist yet.
+    pub fn at(file: PathBuf) -> Self {
+        Self { file }
+    }
+
+    /// All complete lines so far.
+    ///
+    /// # Errors
+    /// It cannot be read, or a line is not understood.
+    pub fn lines(&self) -> Outcome<Vec<Line>> {
+        let text = match std::fs::read_to_string(&self.file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        // The last line may still be being written.
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete.lines().map(|line| serde_json::from_str(line).map_err(Problem::from)).collect()
+    }
+
+    /// The cut of a VolumeSnapshot, by its UID.
+    ///
+    /// # Errors
+    /// The ledger cannot be read, or has no such cut.
+    pub fn cut_of(&self, snapshot_uid: &str) -> Outcome<TrueCut> {
+        let name = format!("snapshot-{snapshot_uid}");
+        self.lines()?
+            .into_iter()
+            .find(|line| line.event == "cut" && line.name == name)
+            .and_then(|line| Some(TrueCut { from: line.cut_start?, to: line.at }))
+            .ok_or_else(|| Problem(format!("the driver's ledger has no cut {name}")))
+    }
+
+    /// Whether the data behind a handle was deleted.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn deleted(&self, handle: &str) -> Outcome<bool> {
+        Ok(self.lines()?.iter().any(|line| line.event == "delete" && line.snapshot == handle))
+    }
+
+    /// Handles that were cut after the first `seen` lines and are still there.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn left_since(&self, seen: usize) -> Outcome<Vec<String>> {
+        let lines = self.lines()?;
+        let mut left: Vec<String> = Vec::new();
+        for line in lines.iter().skip(seen) {
+            match line.event.as_str() {
+                "cut" => left.push(line.snapshot.clone()),
+                "delete" => left.retain(|one| *one != line.snapshot),
+                _ => {}
+            }
+        }
+        Ok(left)
+    }
+}

@@ -1,0 +1,180 @@
+//! The databases' load: the writers' log of acknowledged commits, and the check of a copy against it.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cluster::Cluster;
+use crate::wait::{Look, until};
+use crate::{Outcome, Problem};
+
+/// A restored server recovers as after a power failure.
+const STARTS_WITHIN: Duration = Duration::from_secs(120);
+
+/// The databases of the fixtures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// PostgreSQL 15.
+    Postgres,
+    /// MariaDB 10.11.
+    Mariadb,
+}
+
+impl Engine {
+    /// Name of its image, its StatefulSet and its container.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Mariadb => "mariadb",
+        }
+    }
+
+    /// Its pod.
+    pub fn pod(self) -> String {
+        format!("{}-0", self.name())
+    }
+}
+
+/// One acknowledged commit; microseconds since 1970 on this machine's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Ack {
+    /// When the writer began it.
+    pub started: i64,
+    /// When its commit was acknowledged.
+    pub acked: i64,
+}
+
+/// What `load.py check` found.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Checked {
+    /// Everything holds.
+    pub ok: bool,
+    /// Commits that had to be there.
+    #[serde(default)]
+    pub expected: u64,
+    /// Of these, how many are not.
+    #[serde(default)]
+    pub missing: u64,
+    /// Commits that are there and cannot be.
+    #[serde(default)]
+    pub impossible: u64,
+    /// Rows in the copy.
+    #[serde(default)]
+    pub rows: u64,
+}
+
+/// The load of one database.
+#[derive(Clone, Debug)]
+pub struct Load {
+    cluster: Cluster,
+    namespace: String,
+    engine: Engine,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cluster")
+    }
+}
+
+impl Load {
+    /// The load beside `engine` in a namespace.
+    pub fn of(cluster: &Cluster, namespace: &str, engine: Engine) -> Self {
+        Self { cluster: cluster.clone(), namespace: namespace.to_owned(), engine }
+    }
+
+    /// The whole log, as text.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn log(&self) -> Outcome<String> {
+        self.read(&["cat", "/load/acks"]).await
+    }
+
+    /// The last commits of the log: some ten seconds.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn recent(&self) -> Outcome<Vec<Ack>> {
+        let text = self.read(&["tail", "-n", "6000", "/load/acks"]).await?;
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        let mut acks = Vec::new();
+        for line in complete.lines() {
+            let mut fields = line.split(' ').skip(2).map(str::parse::<i64>);
+            match (fields.next(), fields.next()) {
+                (Some(Ok(started)), Some(Ok(acked))) => acks.push(Ack { started, acked }),
+                _ => return Err(Problem(format!("a line of the writers' log is not understood: {line:?}"))),
+            }
+        }
+        Ok(acks)
+    }
+
+    async fn read(&self, command: &[&str]) -> Outcome<String> {
+        let pod = self.engine.pod();
+        let arguments = [&["-n", &self.namespace, "exec", &pod, "-c", "load", "--"], command].concat();
+        self.cluster.kubectl(&arguments, None).await?.good("read the writers' log")
+    }
+
+    /// Waits for a commit that was acknowledged after `instant`, and returns the first one.
+    ///
+    /// # Errors
+    /// There is none in time.
+    pub async fn first_ack_after(&self, instant: i64, limit: Duration) -> Outcome<Ack> {
+        until("the writers to commit again", limit, async || {
+            let acks = self.recent().await?;
+            let first = acks.iter().filter(|ack| ack.acked > instant).min_by_key(|ack| ack.acked).copied();
+            Ok(Look::at(first, format!("{} commits, none after {instant}", acks.len())))
+        })
+        .await
+    }
+
+    /// Starts the engine on a copied claim, compares every row with the writers' log, and removes pod and claim.
+    ///
+    /// Every commit acknowledged by `acked_before` must be there; none begun after `started_after` may be.
+    ///
+    /// # Errors
+    /// The copy does not start, or it is not exact.
+    pub async fn check_copy(&self, claim: &str, acked_before: i64, started_after: i64) -> Outcome<Checked> {
+        let pod = format!("restored-{claim}");
+        let fixture = format!("tests/cluster/fixtures/restored-{}.yaml", self.engine.name());
+        let text = self.cluster.read(&fixture)?.replace("${NAME}", &pod).replace("${CLAIM}", claim);
+        self.cluster.apply(&text, &self.namespace).await?;
+        let n = self.namespace.as_str();
+        until("the restored server to be ready", STARTS_WITHIN, async || {
+            let path = "jsonpath={.status.phase} {.status.containerStatuses[0].ready} {.status.containerStatuses[0].state}";
+            let seen = self.cluster.kubectl(&["-n", n, "get", "pod", &pod, "-o", path], None).await?.good("get pod")?;
+            if seen.starts_with("Failed") {
+                let log = self.cluster.kubectl(&["-n", n, "logs", &pod, "--tail=40"], None).await?;
+                return Err(Problem(format!("the restored server ended: {seen}\n{}", log.stdout)));
+            }
+            Ok(if seen.starts_with("Running true") { Look::Done(()) } else { Look::NotYet(seen) })
+        })
+        .await?;
+        let (before, after) = (acked_before.to_string(), started_after.to_string());
+        let check = [
+            "python3",
+            "/fixtures/load.py",
+            "check",
+            "--acks",
+            "-",
+            "--acked-before",
+            &before,
+            "--started-after",
+            &after,
+        ];
+        let arguments = [&["-n", n, "exec", "-i", &pod, "--"][..], &check[..]].concat();
+        let printed = self.cluster.kubectl(&arguments, Some(self.log().await?.into_bytes())).await?;
+        let line = printed.stdout.lines().last().unwrap_or_default();
+        let checked: Checked = serde_json::from_str(line).map_err(|error| {
+            Problem(format!("load.py check said {:?} {:?}: {error}", printed.stdout, printed.stderr))
+        })?;
+        if !checked.ok || printed.code != Some(0) {
+            return Err(Problem(format!("the copy is not exact: {line}")));
+        }
+        let gone = ["-n", n, "delete", "pod", &pod, "--wait=true", "--timeout=60s"];
+        self.cluster.kubectl(&gone, None).await?.good("delete the restored pod")?;
+        let gone = ["-n", n, "delete", "pvc", claim, "--wait=true", "--timeout=60s"];
+        self.cluster.kubectl(&gone, None).await?.good("delete the restored claim")?;
+        Ok(checked)
+    }
+}
