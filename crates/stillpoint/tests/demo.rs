@@ -92,7 +92,7 @@ fn the_demo_proves_every_commit_and_leaves_nothing() {
     let (code, said, errors) = Demo::start(&["--no-wait-slot"]).end();
     assert_eq!(code, Some(0), "{said}\n{errors}");
     for part in [
-        "Freeze window:",
+        "the first FREEZE is sent",
         "Verdict: 10 proven, 0 missing",
         "RPO now",
         "commits acknowledged before FROZEN are in",

@@ -21,7 +21,7 @@ use super::scrape;
 use super::stage::{Stage, asked};
 use super::voice::Voice;
 use super::writers::{WRITERS, Writers};
-use crate::commands::describe::describe;
+use crate::commands::describe::{draw_verdict, draw_window};
 use crate::failure::{Exit, Failure};
 use crate::output::{precise, seconds, table};
 
@@ -225,7 +225,11 @@ async fn at_once(stage: &Stage, voice: &Voice, clock: &SharedClock) -> Result<()
     .await?;
     proven(&backup)?;
     voice.say("");
-    voice.block(&sections(&describe(&backup), &["Freeze window:", "Verdict:"]));
+    let status = backup.status.clone().unwrap_or_default();
+    voice.block(&draw_window(&status));
+    voice.say("(The template stops nobody. What stops everybody meanwhile is this cluster's copy: see 1.)");
+    voice.say("");
+    voice.block(&draw_verdict(&status.verdict.unwrap_or_default()));
     in_the_ledger(stage, voice, &backup)?;
     rpo(stage, voice, clock.as_ref(), &backup).await
 }
@@ -468,16 +472,6 @@ fn next_minute(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now.as_second() / 60 + 1) * 60).unwrap_or(now)
 }
 
-/// The sections of a description that begin like this, with a line between them.
-fn sections(description: &str, wanted: &[&str]) -> String {
-    let sections = description.split("\n\n");
-    let wanted: Vec<&str> = sections
-        .filter(|section| wanted.iter().any(|start| section.starts_with(start)))
-        .map(str::trim_end)
-        .collect();
-    wanted.join("\n\n") + "\n"
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -490,15 +484,6 @@ mod tests {
         let value: serde_json::Value = serde_yaml::from_str(&policy(&places)).unwrap();
         let parsed: BackupPolicy = serde_json::from_value(value).unwrap();
         assert_eq!(parsed.spec.applications[0].parameters["socketDirectory"], "/tmp/x/mnt/orders-db-0/run");
-    }
-
-    #[test]
-    fn the_sections_of_a_description_are_found() {
-        let text = "Backup: x\n\nFreeze window: 1\n  bar\n\nVerdict: 9\n  1.\n\nWhat to do next:\n";
-        assert_eq!(
-            sections(text, &["Freeze window:", "Verdict:"]),
-            "Freeze window: 1\n  bar\n\nVerdict: 9\n  1.\n"
-        );
     }
 
     #[test]

@@ -12,6 +12,8 @@ use stillpoint_api::backup::{Backup, BackupStatus, JournalKind, Phase, SUCCEEDED
 use stillpoint_api::evidence::{Consistency, HoldKind, ResolvedApplication};
 use stillpoint_api::policy::TemplateKind;
 
+#[cfg(feature = "demo")]
+pub use self::timeline::draw as draw_window;
 pub use self::verdict::draw as draw_verdict;
 use super::backup::worth;
 use crate::cli::BackupDescribeArgs;
