@@ -13,6 +13,8 @@ root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env "PATH=$$PATH" "
 postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
 
+run-demo = $(cargo) run --locked -p stillpoint --features demo -- demo
+
 define start-cluster
 $(root) $(cluster) up
 $(root) $(cluster) debian-image $(postgres)
@@ -22,7 +24,7 @@ endef
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build test demo demo-cluster cluster e2e lint clean
+.PHONY: help setup build test demo demo-test demo-cluster cluster e2e lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -49,8 +51,13 @@ test: setup ## Format, lints, and all tests that need no cluster
 	$(cargo) clippy --locked --workspace --all-targets -- -D warnings
 	$(cargo) test --locked --workspace --no-fail-fast
 
+demo-test: setup ## The demo, and that nothing is left of it however it ends
+	$(cargo) clippy --locked -p stillpoint --features demo --all-targets -- -D warnings
+	$(run-demo)
+	$(cargo) test --locked -p stillpoint --features demo --test demo -- --ignored --test-threads 1
+
 demo: setup ## Protect a real PostgreSQL on the embedded cluster, and restore it
-	$(cargo) run --locked -p stillpoint --features demo -- demo
+	$(run-demo)
 
 demo-cluster: cluster ## The same story on the real cluster
 	$(cargo) build --locked -p stillpoint
