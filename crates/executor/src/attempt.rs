@@ -22,6 +22,7 @@ use crate::exec::{ExecSender, Outcome, run_once};
 use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
 use crate::observer::{HookPhase, RunLabels};
+use crate::pod_watch::PodWatch;
 use crate::resolve::{Resolution, RunHold, pods};
 use crate::run::{Abort, Effect, End, Entry, Event, HoldId, MemberId, Now, Reason, Record, Run, Timer};
 use crate::session;
@@ -91,6 +92,7 @@ pub async fn carry_out(
         subscriptions: Vec::new(),
     };
     attempt.subscribe(&news);
+    let _pods = PodWatch::open(&context.client, &attempt.resolution, &attempt.events);
     let mut stopped = false;
     let mut next = Some(Event::Start);
     loop {
