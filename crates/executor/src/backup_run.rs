@@ -20,7 +20,7 @@ use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
 use crate::observer::{RunLabels, RunResult};
 use crate::recovery::{Row, row};
-use crate::resolve::{Refusal, Resolution, decide, observe, preflight};
+use crate::resolve::{Refusal, Resolution, SNAPSHOT_IN_FLIGHT, decide, observe, preflight};
 use crate::run::{Abort, End, Reason};
 use crate::settle::{self, Owner};
 
@@ -28,6 +28,10 @@ use crate::settle::{self, Owner};
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(5);
 /// How long snapshots of a given-up attempt are waited for before the next one looks.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a snapshot in flight is waited for before the attempt is given up.
+const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(20);
+/// Pause between two looks at it.
+const IN_FLIGHT_LOOK: Duration = Duration::from_millis(500);
 /// How long a write outside the window is tried.
 const WRITE_WITHIN: Duration = Duration::from_secs(600);
 
@@ -152,7 +156,7 @@ impl BackupRun {
                 return Ok(Left::Unfinished);
             }
             let attempt = self.claim().await?;
-            let started = self.resolve(attempt).await;
+            let started = self.resolve_patiently(attempt).await;
             let (resolution, nonce) = match started {
                 Ok(ready) => ready,
                 Err(refusal) => {
@@ -234,6 +238,20 @@ impl BackupRun {
             })
             .await?;
         Ok(attempt)
+    }
+
+    /// A snapshot that is being made or deleted is gone in a second or two, most often one that retention removes: waiting
+    /// costs less than an attempt.
+    async fn resolve_patiently(&self, attempt: u32) -> Result<(Resolution, Nonce), Refusal> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let outcome = self.resolve(attempt).await;
+            let in_flight = outcome.as_ref().is_err_and(|refusal| refusal.reason == SNAPSHOT_IN_FLIGHT);
+            if !in_flight || waited >= IN_FLIGHT_PATIENCE || self.pause(IN_FLIGHT_LOOK).await {
+                return outcome;
+            }
+            waited += IN_FLIGHT_LOOK;
+        }
     }
 
     async fn resolve(&self, attempt: u32) -> Result<(Resolution, Nonce), Refusal> {

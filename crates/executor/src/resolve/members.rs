@@ -7,9 +7,9 @@ use stillpoint_api::policy::{CutSignalChoice, Requirement};
 use stillpoint_api::snapshot::{DEFAULT_CLASS_ANNOTATION, VolumeSnapshotClass};
 use stillpoint_api::template::{Layout, Recipe};
 
-use super::Refusal;
 use super::decide::One;
 use super::pods::volume_claims;
+use super::{Refusal, SNAPSHOT_IN_FLIGHT};
 
 impl One<'_> {
     /// Every claim of the pod that is not excluded, with its class.
@@ -65,7 +65,7 @@ impl One<'_> {
         };
         if let Some(other) = self.observed.in_flight.get(claim_name) {
             return Err(Refusal::may_pass(
-                "SnapshotInFlight",
+                SNAPSHOT_IN_FLIGHT,
                 format!(
                     "{} has a snapshot in flight ({other}): another one now would wait behind it while frozen; if it \
                      does not go away, check the snapshot controller and the sidecar of {}",

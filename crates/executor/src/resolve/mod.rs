@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use stillpoint_api::evidence::Resolved;
 use stillpoint_api::policy::RunBounds;
 
-pub use refusal::Refusal;
+pub use refusal::{Refusal, SNAPSHOT_IN_FLIGHT};
 
 use crate::exec::ExecTarget;
 use crate::hold::Nonce;

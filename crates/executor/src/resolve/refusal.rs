@@ -2,6 +2,9 @@
 
 use crate::context::RequestError;
 
+/// Reason of a refusal that passes by itself, soon: another snapshot of a member is being made or deleted.
+pub const SNAPSHOT_IN_FLIGHT: &str = "SnapshotInFlight";
+
 /// A run that was refused before anything was frozen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
