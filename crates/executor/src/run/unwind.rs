@@ -18,6 +18,12 @@ pub(super) fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Ve
     let before = std::mem::replace(&mut hold.phase, HoldPhase::Gone { why: why.message.clone() });
     hold.lost.get_or_insert_with(|| why.message.clone());
     let observes = !hold.plan.locks && hold.frozen.is_some();
+    // Whoever saw the stream end does not know that it mattered: after a FREEZE it was more than not READY.
+    let after_freeze = matches!(before, HoldPhase::Freezing | HoldPhase::Frozen);
+    let why = match why.reason {
+        Reason::HoldNotReady if after_freeze => Abort::new(Reason::HoldLost, why.message),
+        _ => why,
+    };
     out.push(Effect::CloseHold(id));
     match before {
         // Losing an observer costs evidence, not the verdict (§4): it stopped nobody.
