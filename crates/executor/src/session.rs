@@ -290,6 +290,8 @@ fn error_line(stderr: &str) -> String {
         .lines()
         .rev()
         .find(|line| marks.iter().any(|mark| line.contains(mark)))
+        // Servers end a syntax error with the piece of the statement that they did not understand.
+        .map(|line| line.split(" near ").next().unwrap_or(line))
         .map(|line| line.trim().chars().filter(|c| !c.is_control()).take(MOST).collect())
         .unwrap_or_default()
 }
@@ -331,5 +333,16 @@ mod tests {
         let said = "--------------\nSET PASSWORD = 'hunter2'\n--------------\n\nERROR 1064 (42000) at line 1: syntax";
         let message = explain("p/c", "it ended", said).message;
         assert!(!message.contains("hunter2") && message.contains("1064"), "{message}");
+    }
+
+    #[test]
+    fn the_piece_of_a_statement_that_an_error_quotes_is_not_repeated() {
+        for said in [
+            "ERROR 1064 (42000) at line 4: You have an error in your SQL syntax; check the manual near 'hunter2'",
+            "psql:<stdin>:3: ERROR:  syntax error at or near \"hunter2\"",
+        ] {
+            let message = explain("p/c", "it ended", said).message;
+            assert!(!message.contains("hunter2") && message.contains("syntax"), "{message}");
+        }
     }
 }
