@@ -1,8 +1,9 @@
 //! The handle of an open stream, and the queue between it and the task on the socket.
 //!
 //! Guarantees: nothing the holder of a handle does or leaves undone can stop the task. Events are queued
-//! without waiting; complete lines beyond the backlog are dropped, newest first, and counted; `Opened`,
-//! `Written` and `Ended` are never dropped, and `Ended` comes exactly once and last, also when the task dies.
+//! without waiting; complete lines beyond the backlog are dropped, newest first and words of the hold protocol
+//! last of all, and counted; `Opened`, `Written` and `Ended` are never dropped, and `Ended` comes exactly once and
+//! last, also when the task dies.
 //! A line is delivered whole or not at all: a cut piece of a long line could pass for a line of the hold
 //! protocol.
 
@@ -16,12 +17,14 @@ use stillpoint_api::clock::{Mono, SharedClock};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::wire::{Outcome, Unknown, bounded};
+use crate::hold::begins_with_word;
 
 /// Longest line that is delivered: the longest the protocol needs (a GTID set in FROZEN) with room to spare.
 pub const MAX_LINE_BYTES: usize = 16 * 1024;
 /// Most lines that wait for the reader. A hold answers a few lines per beat of 2 s.
 pub const MAX_BACKLOG_LINES: usize = 1024;
-/// Most bytes of lines that wait for the reader.
+/// Most bytes of lines that wait for the reader. Lines that begin with a word of the hold protocol have as much again,
+/// in both measures: no flood of other output may cost a FROZEN or a THAWED.
 pub const MAX_BACKLOG_BYTES: usize = 256 * 1024;
 /// How much of the end of standard error is kept for diagnosis.
 pub const STDERR_TAIL_BYTES: usize = 8 * 1024;
@@ -305,7 +308,10 @@ impl Inbox {
     fn push(&self, event: ExecEvent) {
         let mut state = self.state();
         if let ExecEvent::Line { text, .. } = &event {
-            if state.lines >= MAX_BACKLOG_LINES || state.line_bytes + text.len() > MAX_BACKLOG_BYTES {
+            let room = if begins_with_word(text) { 2 } else { 1 };
+            if state.lines >= room * MAX_BACKLOG_LINES
+                || state.line_bytes + text.len() > room * MAX_BACKLOG_BYTES
+            {
                 state.dropped_lines = state.dropped_lines.saturating_add(1);
                 return;
             }
@@ -551,6 +557,23 @@ mod tests {
         let ExecEvent::Ended(ending) = &rest[2] else { panic!("{rest:?}") };
         assert_eq!(ending.dropped_lines, 10_000 - MAX_BACKLOG_LINES as u64);
         assert_eq!(ending.stdout_bytes, 110_000);
+    }
+
+    #[tokio::test]
+    async fn a_word_of_the_protocol_behind_a_flood_is_delivered_and_its_own_flood_is_bounded() {
+        let (mut handle, mut side) = pair(ExecLimits::default(), SystemClock::shared(), true);
+        for _ in 0..10_000 {
+            side.stdout(b"0123456789\n");
+        }
+        for _ in 0..10_000 {
+            side.stdout(b"FROZEN n 0\n");
+        }
+        side.end(Outcome::Exited(0), None);
+        let mut words = 0;
+        while let Some(event) = handle.events.next().await {
+            words += usize::from(matches!(event, ExecEvent::Line { text, .. } if text.starts_with("FROZEN")));
+        }
+        assert_eq!(words, MAX_BACKLOG_LINES);
     }
 
     #[tokio::test]

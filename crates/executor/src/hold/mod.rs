@@ -14,6 +14,6 @@ mod fixtures;
 pub use nonce::{Entropy, InvalidNonce, Nonce, SystemEntropy};
 pub use protocol::{
     Difference, Foreign, ForeignReason, HoldLine, Identity, IdentityKey, Parsed, Position, PositionKey,
-    Report, ReportKey, Role,
+    Report, ReportKey, Role, begins_with_word,
 };
 pub use text::{Placeholder, QuoteError, Text, TextError, TextValues, quote_sql_literal};

@@ -16,6 +16,14 @@ const MAX_FOREIGN_CHARS: usize = 256;
 /// Longest key of an EVIDENCE line: server settings have names up to 64 characters.
 const MAX_EVIDENCE_KEY: usize = 64;
 
+/// The words a line that counts begins with.
+const WORDS: [&str; 8] = ["READY", "FROZEN", "HELD", "EVIDENCE", "THAWED", "THAWFAILED", "EXPIRED", "CANARY"];
+
+/// Whether a line begins with a word of the protocol; whether it counts is for [`HoldLine::parse`] to say.
+pub fn begins_with_word(line: &str) -> bool {
+    line.split(' ').next().is_some_and(|word| WORDS.contains(&word))
+}
+
 /// A line that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HoldLine {
@@ -384,9 +392,7 @@ impl fmt::Display for Report {
 fn read(line: &str, nonce: &Nonce) -> Result<HoldLine, ForeignReason> {
     let mut tokens = line.split(' ');
     let word = tokens.next().unwrap_or_default();
-    let known =
-        ["READY", "FROZEN", "HELD", "EVIDENCE", "THAWED", "THAWFAILED", "EXPIRED", "CANARY"].contains(&word);
-    if !known {
+    if !WORDS.contains(&word) {
         return Err(ForeignReason::NotProtocol);
     }
     match tokens.next() {
