@@ -1,0 +1,118 @@
+//! Points brought back as new claims.
+
+use std::fs;
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::Api;
+use serde_json::{Value, json};
+use stillpoint_api::Restore;
+use stillpoint_api::restore::RestorePhase;
+use stillpoint_simcluster::CLASS;
+
+use crate::stage::{NAMESPACE, SOON, Stage, application, claims, create, eventually};
+
+async fn restored(stage: &Stage, name: &str, source: Value, clone: Value) -> Restore {
+    create(
+        &stage.cluster,
+        json!({
+            "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Restore",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {"source": source, "target": {"clone": clone}},
+        }),
+    )
+    .await;
+    let api: Api<Restore> = Api::namespaced(stage.cluster.client(), NAMESPACE);
+    eventually(&format!("Restore {name} ends"), SOON, async || {
+        let restore = api.get(name).await.unwrap();
+        let phase = restore.status.as_ref()?.phase;
+        matches!(phase, RestorePhase::Succeeded | RestorePhase::Failed).then_some(restore)
+    })
+    .await
+}
+
+fn outcome(restore: &Restore) -> (RestorePhase, String) {
+    let status = restore.status.as_ref().unwrap();
+    let succeeded = status.conditions.iter().find(|one| one.type_ == "Succeeded").unwrap();
+    (status.phase, succeeded.reason.clone())
+}
+
+/// What the volume of a claim says.
+async fn content(stage: &Stage, claim: &str, file: &str) -> String {
+    let volume = claims(stage).get(claim).await.unwrap().spec.unwrap().volume_name.unwrap();
+    let volumes: Api<PersistentVolume> = Api::all(stage.cluster.client());
+    let handle = volumes.get(&volume).await.unwrap().spec.unwrap().csi.unwrap().volume_handle;
+    fs::read_to_string(stage.cluster.root().join("volumes").join(handle).join(file)).unwrap()
+}
+
+#[tokio::test]
+async fn a_point_comes_back_as_a_claim_with_its_data() {
+    let stage = Stage::faithful("clone").await;
+    fs::write(stage.volume.join("orders"), "before").unwrap();
+    stage.back_up("b").await;
+    stage.finished("b").await;
+    fs::write(stage.volume.join("orders"), "after").unwrap();
+
+    let source = json!({"backupRef": {"name": "b"}});
+    let restore = restored(&stage, "r", source.clone(), json!({})).await;
+    assert_eq!(outcome(&restore), (RestorePhase::Succeeded, "Completed".into()));
+    let status = restore.status.unwrap();
+    assert_eq!(status.backup.as_deref(), Some("b"));
+    assert_eq!((status.claims[0].claim_name.as_str(), status.claims[0].bound), ("r-data", true));
+    assert!(status.rto_seconds.is_some_and(|seconds| seconds > 0.0) && status.data_time.is_some());
+    assert_eq!(content(&stage, "r-data", "orders").await, "before");
+    assert_eq!(content(&stage, "r-data", "state").await, "frozen\n");
+
+    // Somebody's claim of that name is left as it is.
+    create(
+        &stage.cluster,
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "mine-data", "namespace": NAMESPACE},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "storageClassName": CLASS,
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        }),
+    )
+    .await;
+    let before = claims(&stage).get("mine-data").await.unwrap().metadata.uid;
+    let restore = restored(&stage, "taken", source, json!({"prefix": "mine-"})).await;
+    assert_eq!(outcome(&restore), (RestorePhase::Failed, "ClaimExists".into()));
+    assert_eq!(claims(&stage).get("mine-data").await.unwrap().metadata.uid, before);
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn an_unknown_backup_is_named() {
+    let stage = Stage::faithful("unknown").await;
+    let restore = restored(&stage, "r", json!({"backupRef": {"name": "nowhere"}}), json!({})).await;
+    assert_eq!(outcome(&restore), (RestorePhase::Failed, "BackupNotFound".into()));
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn the_latest_point_of_a_policy_is_its_newest() {
+    let stage = Stage::faithful("latest").await;
+    create(
+        &stage.cluster,
+        json!({
+            "apiVersion": "stillpoint.dev/v1alpha1", "kind": "BackupPolicy",
+            "metadata": {"name": "nightly", "namespace": NAMESPACE},
+            "spec": {"schedule": {"cron": "0 3 * * *"}, "applications": [application()]},
+        }),
+    )
+    .await;
+    let latest = json!({"latest": {"policyRef": {"name": "nightly"}}});
+    let restore = restored(&stage, "early", latest.clone(), json!({})).await;
+    assert_eq!(outcome(&restore), (RestorePhase::Failed, "NoProvenPoint".into()));
+    for (backup, orders) in [("b1", "one"), ("b2", "two")] {
+        fs::write(stage.volume.join("orders"), orders).unwrap();
+        stage.back_up_as(backup, json!({"policyRef": {"name": "nightly"}})).await;
+        assert!(stage.finished(backup).await.proven());
+    }
+    let restore = restored(&stage, "r", latest, json!({})).await;
+    assert_eq!(outcome(&restore), (RestorePhase::Succeeded, "Completed".into()));
+    assert_eq!(restore.status.unwrap().backup.as_deref(), Some("b2"));
+    assert_eq!(content(&stage, "r-data", "orders").await, "two");
+    stage.end().await;
+}
