@@ -47,6 +47,7 @@ const CASES: &[Case] = cases![
     "story-postgres-restored-copy-is-exact" => postgres::restored_copy_is_exact,
     "story-mariadb-default-settings-grade-lock" => mariadb::grade_lock,
     "story-mariadb-synced-binlog-grade-position" => mariadb::grade_position,
+    "control-a-late-cut-is-seen" => mariadb::late_cut_is_seen,
     "story-postgres-every-minute-and-rpo-on-metrics" => postgres::every_minute,
     "sigkill-while-held" => interruption::killed_while_held,
     "sigterm-while-held-thaws-first" => interruption::terminated_while_held,

@@ -1,10 +1,13 @@
 //! A real write freeze: nothing is committed between FROZEN and THAW, in both grades.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use stillpoint_api::policy::Continuity;
 use stillpoint_e2e::load::Engine;
+use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::{MARIADB, MARIADB_LOG, World};
-use stillpoint_e2e::{Outcome, Present as _, ensure, point};
+use stillpoint_e2e::{Outcome, Present as _, ensure, fail, point};
 
 /// A policy that is run by hand only.
 pub fn by_hand(extra: &Value) -> Value {
@@ -30,6 +33,31 @@ pub async fn grade_lock(world: &mut World) -> Outcome {
 
 pub async fn grade_position(world: &mut World) -> Outcome {
     held(world, MARIADB_LOG, Some("--log-bin=binlog --sync-binlog=1"), Continuity::Position).await
+}
+
+/// A control of the suite itself: a driver that answers a second before it cuts, vouched for by the operator. The
+/// product cannot know, the ledger does: had the cases above compared nothing, they would pass here too.
+pub async fn late_cut_is_seen(world: &mut World) -> Outcome {
+    world.database(MARIADB, Engine::Mariadb, None).await?;
+    world.controller().await?;
+    world.policy(MARIADB, "late", by_hand(&json!({}))).await?;
+    world.accepted(MARIADB, "late").await?;
+    world.cluster.misbehave(Some(json!({"okBeforeCut": "1s"})))?;
+    let backup = world.run(MARIADB, "late").await?;
+    let member = backup.status.as_ref().and_then(|status| status.members.first()).present("the member")?;
+    let uid = member.volume_snapshot_uid.as_deref().present("the snapshot's UID")?;
+    until("the late cut", Duration::from_secs(10), async || {
+        Ok(Look::at(world.cluster.ledger.cut_of(uid).ok(), "not in the ledger"))
+    })
+    .await?;
+    match point::verify(&world.cluster, &backup).await {
+        Ok(_) => fail!("a cut after the thaw was taken for one inside the window"),
+        Err(problem) => {
+            ensure!(problem.0.contains("true cut"), "it failed for another reason: {}", problem.0);
+            println!("        as it should: {}", problem.0);
+            Ok(())
+        }
+    }
 }
 
 async fn held(world: &mut World, namespace: &str, options: Option<&str>, grade: Continuity) -> Outcome {

@@ -92,6 +92,20 @@ pub async fn restored_copy_is_exact(world: &mut World) -> Outcome {
 
 /// The schedule runs by itself, and `/metrics` names the newest proven cut as the RPO's reference.
 pub async fn every_minute(world: &mut World) -> Outcome {
+    let outcome = scheduled(world).await;
+    // Shown or not: from here on it would only get in the way.
+    world.policy(POSTGRES, POLICY, policy(true)).await?;
+    until("the suspended policy to say so, with no run active", Duration::from_secs(60), async || {
+        let seen = world.condition(POSTGRES, POLICY, "Ready").await?;
+        let active = world.policy_now(POSTGRES, POLICY).await?.status.and_then(|status| status.active);
+        let good = active.is_none() && seen.as_ref().is_some_and(|(_, reason, _)| reason == "Suspended");
+        Ok(Look::at(good.then_some(()), format!("{seen:?}, active {active:?}")))
+    })
+    .await?;
+    outcome
+}
+
+async fn scheduled(world: &mut World) -> Outcome {
     world.database(POSTGRES, Engine::Postgres, None).await?;
     world.controller().await?;
     world.policy(POSTGRES, POLICY, policy(false)).await?;
@@ -129,17 +143,23 @@ pub async fn every_minute(world: &mut World) -> Outcome {
     let text = world.controller().await?.metrics().await?;
     std::fs::write(world.out.join("metrics.txt"), &text)?;
     ensure!(reference > 0.0, "the reference is {reference}");
-    for (family, least) in [
-        ("stillpoint_policy_rpo_target_seconds", 300.0),
-        ("stillpoint_schedule_next_timestamp_seconds", reference),
-        ("stillpoint_freeze_duration_seconds_count", 1.0),
-        ("stillpoint_recovery_point_timestamp_seconds", 1.0),
+    let scheduled_runs = format!(
+        "{{consistency=\"application\",namespace=\"{POSTGRES}\",policy=\"{POLICY}\",result=\"succeeded\",trigger=\"schedule\""
+    );
+    for (family, labels, least) in [
+        ("stillpoint_policy_rpo_target_seconds", &families, 300.0),
+        ("stillpoint_schedule_next_timestamp_seconds", &families, reference),
+        ("stillpoint_recovery_point_timestamp_seconds", &families, 1.0),
+        ("stillpoint_backups_total", &scheduled_runs, 1.0),
     ] {
-        match sample(&text, family, &families) {
+        match sample(&text, family, labels) {
             Some(value) => ensure!(value >= least, "{family} is {value}, less than {least}"),
             None => fail!("/metrics has no {family} of the policy"),
         }
     }
+    // Nobody was stopped: an observer's window is no freeze.
+    let freezes = sample(&text, "stillpoint_freeze_duration_seconds_count", &families);
+    ensure!(freezes == Some(0.0), "freezes are {freezes:?}, and an observer stops nobody");
 
     until("the policy's status to be complete", Duration::from_secs(20), async || {
         let status = world.policy_now(POSTGRES, POLICY).await?.status.unwrap_or_default();
@@ -156,15 +176,6 @@ pub async fn every_minute(world: &mut World) -> Outcome {
                 .is_some_and(|points| points.ready >= 1 && points.newest.is_some())
             && status.conditions.iter().filter(|one| one.status == "True").count() >= 2;
         Ok(Look::at(good.then_some(()), serde_json::to_string(&status)?))
-    })
-    .await?;
-    // It has shown what it should; from here on it would only get in the way.
-    world.policy(POSTGRES, POLICY, policy(true)).await?;
-    until("the suspended policy to say so, with no run active", Duration::from_secs(60), async || {
-        let seen = world.condition(POSTGRES, POLICY, "Ready").await?;
-        let active = world.policy_now(POSTGRES, POLICY).await?.status.and_then(|status| status.active);
-        let good = active.is_none() && seen.as_ref().is_some_and(|(_, reason, _)| reason == "Suspended");
-        Ok(Look::at(good.then_some(()), format!("{seen:?}, active {active:?}")))
     })
     .await
 }

@@ -207,6 +207,12 @@ impl Cluster {
     }
 }
 
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 /// The documents of a YAML text, without empty ones.
 ///
 /// # Errors

@@ -26,7 +26,10 @@ pub async fn explain(world: &World, case: &str) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(all, "=== {namespace}\n{objects}\n--- events\n{events}\n--- objects\n{yaml}");
         let _ = writeln!(summary, "--- {namespace}\n{objects}");
-        let warnings = events.lines().filter(|line| line.contains("Warning")).collect::<Vec<_>>();
+        let warnings = events
+            .lines()
+            .filter(|line| line.contains("Warning") && !line.contains("Unhealthy"))
+            .collect::<Vec<_>>();
         let _ = writeln!(summary, "{}", last(&warnings, TAIL));
     }
     let contents = ask(&["get", "volumesnapshotcontents", "-o", "yaml"]).await;

@@ -15,6 +15,9 @@ pub struct Line {
     pub at: Timestamp,
     /// `rpc-start`, `cut`, `rpc-end` or `delete`.
     pub event: String,
+    /// Handle of the volume; not on `delete` lines.
+    #[serde(default)]
+    pub volume: String,
     /// The driver's name of the snapshot: its handle.
     #[serde(default)]
     pub snapshot: String,
@@ -83,16 +86,18 @@ impl Ledger {
         Ok(self.lines()?.iter().any(|line| line.event == "delete" && line.snapshot == handle))
     }
 
-    /// Handles that were cut after the first `seen` lines and are still there.
+    /// Handles that were cut after the first `seen` lines, from one volume or from any, and are still there.
     ///
     /// # Errors
     /// The ledger cannot be read.
-    pub fn left_since(&self, seen: usize) -> Outcome<Vec<String>> {
+    pub fn left_since(&self, seen: usize, volume: Option<&str>) -> Outcome<Vec<String>> {
         let lines = self.lines()?;
         let mut left: Vec<String> = Vec::new();
         for line in lines.iter().skip(seen) {
             match line.event.as_str() {
-                "cut" => left.push(line.snapshot.clone()),
+                "cut" if volume.is_none_or(|volume| volume == line.volume) => {
+                    left.push(line.snapshot.clone())
+                }
                 "delete" => left.retain(|one| *one != line.snapshot),
                 _ => {}
             }

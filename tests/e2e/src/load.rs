@@ -71,12 +71,6 @@ pub struct Load {
     engine: Engine,
 }
 
-impl std::fmt::Debug for Cluster {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Cluster")
-    }
-}
-
 impl Load {
     /// The load beside `engine` in a namespace.
     pub fn of(cluster: &Cluster, namespace: &str, engine: Engine) -> Self {

@@ -183,7 +183,7 @@ impl World {
         let ledger = self.cluster.ledger.clone();
         let since = self.ledger_at_start;
         until("the data of every snapshot to be deleted", RUN_WITHIN, async || {
-            let left = ledger.left_since(since)?;
+            let left = ledger.left_since(since, None)?;
             Ok(Look::at(left.is_empty().then_some(()), left.join(", ")))
         })
         .await
