@@ -92,7 +92,8 @@ pub async fn carry_out(
         subscriptions: Vec::new(),
     };
     attempt.subscribe(&news);
-    let _pods = PodWatch::open(&context.client, &attempt.resolution, &attempt.events);
+    let mut pods = PodWatch::open(&context.client, &attempt.resolution, &attempt.events);
+    pods.listed().await;
     let mut stopped = false;
     let mut next = Some(Event::Start);
     loop {

@@ -1,8 +1,8 @@
 //! Watches the pods of one attempt, each by its name, and tells when one is no longer what was resolved.
 //!
-//! Opened when the attempt begins, so before any session is READY; the first list is compared as well, so that nothing
-//! between resolving and watching is missed. It finds early what rule 4 would find in the end (docs/design/freeze.md
-//! §2.7): a watch that does not open costs that, not the proof.
+//! Opened before the first session is, so that nothing is asked of the API for it inside the window; the first list is
+//! compared as well, so that nothing between resolving and watching is missed. It finds early what rule 4 would find in
+//! the end (docs/design/freeze.md §2.7): a watch that does not open costs that, not the proof.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +22,8 @@ use crate::run::Event;
 
 /// Pause before a broken watch is opened again; kube's watcher adds none of its own.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long an attempt waits for the first list: without it there is still rule 4.
+const LISTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A pod as it was resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,23 +37,32 @@ struct Expected {
 /// The watches of an attempt; dropping it ends them.
 pub struct PodWatch {
     _tasks: JoinSet<()>,
+    /// Ends when every watch has its first list, or an error instead.
+    listed: mpsc::Receiver<()>,
 }
 
 impl PodWatch {
     /// Opens a watch for every pod of a plan. Each tells one [`Event::PodChanged`] at most.
     pub fn open(client: &Client, resolution: &Resolution, events: &mpsc::UnboundedSender<Event>) -> Self {
         let mut tasks = JoinSet::new();
+        let (listing, listed) = mpsc::channel(1);
         for pod in expected(resolution) {
             let api: Api<Pod> = Api::namespaced(client.clone(), &resolution.namespace);
-            let events = events.clone();
+            let (events, listing) = (events.clone(), listing.clone());
             tasks.spawn(async move {
-                if let Some(what) = until_changed(api, &pod).await {
+                if let Some(what) = until_changed(api, &pod, listing).await {
                     // A receiver that is gone belongs to an attempt that ended.
                     let _ = events.send(Event::PodChanged { what });
                 }
             });
         }
-        Self { _tasks: tasks }
+        Self { _tasks: tasks, listed }
+    }
+
+    /// Waits until every watch shows the present state, for a moment at most.
+    pub async fn listed(&mut self) {
+        // Nobody sends: each watch drops its sender when it is listed.
+        let _ = tokio::time::timeout(LISTED_WITHIN, self.listed.recv()).await;
     }
 }
 
@@ -75,7 +86,8 @@ fn expected(resolution: &Resolution) -> Vec<Expected> {
     pods.into_values().collect()
 }
 
-async fn until_changed(api: Api<Pod>, pod: &Expected) -> Option<String> {
+async fn until_changed(api: Api<Pod>, pod: &Expected, listing: mpsc::Sender<()>) -> Option<String> {
+    let mut listing = Some(listing);
     let only = watcher::Config::default().fields(&format!("metadata.name={}", pod.name));
     let mut seen = watcher(api, only).boxed();
     let mut listed = false;
@@ -89,11 +101,14 @@ async fn until_changed(api: Api<Pod>, pod: &Expected) -> Option<String> {
                 listed = true;
                 change(pod, Some(&found))
             }
-            Ok(Seen::InitDone) if !listed => change(pod, None),
-            Ok(Seen::InitDone) => None,
+            Ok(Seen::InitDone) => {
+                listing = None;
+                if listed { None } else { change(pod, None) }
+            }
             Ok(Seen::Apply(found)) => change(pod, Some(&found)),
             Ok(Seen::Delete(_)) => change(pod, None),
             Err(error) => {
+                listing = None;
                 debug!(pod = pod.name, %error, "the watch on a pod broke; it is opened again");
                 tokio::time::sleep(RETRY_AFTER).await;
                 None
@@ -103,6 +118,7 @@ async fn until_changed(api: Api<Pod>, pod: &Expected) -> Option<String> {
             return change;
         }
     }
+    drop(listing);
     None
 }
 

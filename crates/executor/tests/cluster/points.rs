@@ -74,6 +74,29 @@ async fn a_locked_database_gives_an_application_point_that_was_cut_while_it_was_
 }
 
 #[tokio::test]
+async fn inside_the_window_nothing_is_asked_of_the_api_but_the_snapshots() {
+    let stage = Stage::faithful("window").await;
+    stage.back_up("b").await;
+    proven(&stage.finished("b").await);
+    let asked: Vec<(String, String)> = stage
+        .cluster
+        .audit()
+        .into_iter()
+        // The tests' own looks.
+        .filter(|entry| !(entry.verb == "get" && entry.resource == "backups"))
+        .map(|entry| (entry.verb, entry.resource))
+        .collect();
+    let write = |entry: &&(String, String)| entry.0 == "update" && entry.1 == "backups/status";
+    let writes: Vec<usize> =
+        asked.iter().enumerate().filter(|(_, entry)| write(entry)).map(|(at, _)| at).collect();
+    // Between the entries Freezing and Thawed; after the thaw the pods are looked at once more.
+    let window = &asked[writes[1] + 1..writes[2]];
+    let expected = [("create", "volumesnapshots"), ("list", "pods")];
+    assert_eq!(window, expected.map(|(verb, resource)| (verb.to_owned(), resource.to_owned())));
+    stage.end().await;
+}
+
+#[tokio::test]
 async fn an_observed_database_gives_an_application_point_and_is_never_locked() {
     let stage = Stage::with("observed", Wish { locks: false, ..Wish::default() }).await;
     stage.back_up("b").await;

@@ -102,6 +102,17 @@ async fn a_post_without_an_answer_is_a_failed_post_and_what_it_made_is_removed()
 }
 
 #[tokio::test]
+async fn a_post_that_is_refused_inside_the_window_ends_the_freeze() {
+    let stage = Stage::faithful("refused-post").await;
+    stage.cluster.faults().inject(Fault::new("create", "volumesnapshots", FaultAction::Status(403)).after(1));
+    stage.back_up("b").await;
+    let backup = stage.finished("b").await;
+    stage.failed_cleanly(&backup, "SnapshotPostFailed").await;
+    assert_eq!(stage.went_through(), ["opened", "frozen", "thawed", "closed"]);
+    stage.end().await;
+}
+
+#[tokio::test]
 async fn a_refused_rehearsal_ends_the_attempt_before_the_freeze() {
     let stage = Stage::faithful("quota").await;
     stage.cluster.faults().inject(Fault::new("create", "volumesnapshots", FaultAction::Status(403)));
