@@ -126,16 +126,19 @@ impl Shared {
             lock(&self.needy).remove(&key);
             return;
         }
-        lock(&self.needy).insert(key.clone());
         let running = lock(&self.running);
         if let Some(stop) = running.get(&key) {
             if backup.metadata.deletion_timestamp.is_some() && stop.borrow().is_none() {
                 let why = Abort::new(Reason::Cancelled, "the Backup was deleted while it ran");
                 stop.send_replace(Some(why));
             }
+            drop(running);
+            // After the stop: a task that ends meanwhile sees one or the other (`finished_work`).
+            lock(&self.needy).insert(key);
             return;
         }
         drop(running);
+        lock(&self.needy).insert(key.clone());
         self.begin(key, Duration::ZERO, tasks);
     }
 
@@ -195,13 +198,19 @@ impl Shared {
                 return;
             }
         };
-        let run = BackupRun::new(self.context.clone(), self.happenings.clone(), backup, stop);
+        let run = BackupRun::new(self.context.clone(), self.happenings.clone(), backup, stop.clone());
         match run.go().await {
-            Ok(Left::Finished) => {
-                lock(&self.needy).remove(&(namespace.clone(), name.clone()));
-            }
+            Ok(Left::Finished) => self.finished_work((namespace.clone(), name.clone()), &stop),
             Ok(Left::Unfinished) => {}
             Err(error) => warn!(namespace, backup = name, %error, "the run stopped here"),
+        }
+    }
+
+    /// A run ended. A Backup that was deleted before its task ended still needs the removal of its snapshots.
+    fn finished_work(&self, key: Key, stop: &watch::Receiver<Option<Abort>>) {
+        lock(&self.needy).remove(&key);
+        if stop.borrow().is_some() {
+            lock(&self.needy).insert(key);
         }
     }
 
