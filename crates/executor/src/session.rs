@@ -233,9 +233,7 @@ fn ended(place: &str, ending: &Ending) -> Abort {
         if error.category() == ExecCategory::ClientMissing {
             return Abort::new(
                 Reason::ClientMissing,
-                format!(
-                    "{place}: the container has no such program: choose the container that has the client"
-                ),
+                format!("{place}: {error}; or choose the container that has it (applications[].container)"),
             );
         }
     }
