@@ -250,7 +250,7 @@ pub async fn client_missing(world: &mut World) -> Outcome {
         template["spec"]["freeze"]["session"]["command"][0] = json!("no-such-client");
     })
     .await?;
-    let told = Told { reason: "ClientMissing", words: &["program", "container"] };
+    let told = Told { reason: "ClientMissing", words: &["no-such-client", "container"] };
     refused(world, MARIADB, "no-client", once(&applications(application(&own("no-client")))), &told).await
 }
 
