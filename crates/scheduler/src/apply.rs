@@ -20,6 +20,7 @@ use crate::accept::{Schedules, accept};
 use crate::projection::{BackupView, PolicyKey};
 use crate::reconciler::{Note, Observed, Outcome, Start, reconcile};
 use crate::slots::backup_name;
+use crate::templates;
 
 /// How often a status write that met another writer is decided again before the policy waits for its retry.
 const CONFLICTS: usize = 5;
@@ -106,7 +107,15 @@ pub(crate) async fn apply(
             return Ok(Applied::default());
         };
         let now = context.clock.wall();
-        let accepted = accept(&policy, &context.schedules, &context.cluster_uid, now);
+        let mut accepted = accept(&policy, &context.schedules, &context.cluster_uid, now);
+        let mut look_again = None;
+        if accepted.is_ok() && templates::is_due(&policy) {
+            let found = templates::refusal(&context.client, &policy).await;
+            if let Some(refusal) = found.map_err(api("read the templates of the policy"))? {
+                look_again = now.checked_add(templates::LOOK_AGAIN).ok();
+                accepted = Err(refusal);
+            }
+        }
         let observed = Observed { policy: &policy, accepted: accepted.as_ref(), backups, fresh_failures };
         let outcome = reconcile(&observed, now);
         if let Some(start) = outcome.start
@@ -127,7 +136,8 @@ pub(crate) async fn apply(
         if may_delete {
             delete(context, key, backups, &outcome.delete).await?;
         }
-        return Ok(Applied { wake_at: outcome.wake_at, failures_noted: fresh_failures, deletes_wait });
+        let wake_at = outcome.wake_at.into_iter().chain(look_again).min();
+        return Ok(Applied { wake_at, failures_noted: fresh_failures, deletes_wait });
     }
     Err(ApplyError::Conflict)
 }

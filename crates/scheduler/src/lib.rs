@@ -14,5 +14,6 @@ pub mod projection;
 pub mod reconciler;
 pub mod retention;
 pub mod slots;
+mod templates;
 
 pub use controller::{SchedulerContext, SchedulerError, run};

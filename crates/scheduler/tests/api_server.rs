@@ -188,3 +188,63 @@ async fn a_bad_schedule_is_told_and_starts_nothing() {
     assert_eq!(world.backups(0).await.len(), 0);
     world.end().await;
 }
+
+/// Creates a cluster template with one parameter that has no default.
+async fn template_with_parameter(world: &World) {
+    let templates: Api<stillpoint_api::ClusterHookTemplate> = Api::all(world.cluster.client());
+    let template: stillpoint_api::ClusterHookTemplate = serde_json::from_value(json!({
+        "apiVersion": "stillpoint.dev/v1alpha1",
+        "kind": "ClusterHookTemplate",
+        "metadata": {"name": "needs-socket"},
+        "spec": {"freeze": {"none": {}}, "parameters": [{"name": "socket"}]},
+    }))
+    .unwrap();
+    templates.create(&PostParams::default(), &template).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_is_accepted_only_with_the_parameters_of_its_template() {
+    let world = World::start("parameters").await;
+    template_with_parameter(&world).await;
+    for (name, template, parameters) in [
+        ("gone", "no-such-template", json!({})),
+        ("lacks", "needs-socket", json!({})),
+        ("fits", "needs-socket", json!({"socket": "/run/s"})),
+    ] {
+        let policy: BackupPolicy = serde_json::from_value(json!({
+            "apiVersion": "stillpoint.dev/v1alpha1",
+            "kind": "BackupPolicy",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {
+                "schedule": {"cron": "0 3 1 1 *"},
+                "applications": [{
+                    "name": "db",
+                    "selector": {"matchLabels": {"app": "db"}},
+                    "templateRef": {"name": template},
+                    "parameters": parameters,
+                }],
+            },
+        }))
+        .unwrap();
+        world.policies.create(&PostParams::default(), &policy).await.unwrap();
+    }
+    for (name, accepted, reason) in [
+        ("gone", "False", "TemplateNotFound"),
+        ("lacks", "False", "MissingParameter"),
+        ("fits", "True", "Accepted"),
+    ] {
+        let status = world.status(name, |status| !status.conditions.is_empty()).await;
+        assert_eq!(condition(&status, "Accepted"), (accepted.to_owned(), reason.to_owned()), "{name}");
+    }
+
+    // Corrected, it is accepted.
+    let corrected = Patch::Merge(json!({"spec": {"applications": [{
+        "name": "db",
+        "selector": {"matchLabels": {"app": "db"}},
+        "templateRef": {"name": "needs-socket"},
+        "parameters": {"socket": "/run/s"},
+    }]}}));
+    world.policies.patch("lacks", &PatchParams::default(), &corrected).await.unwrap();
+    world.status("lacks", |status| condition(status, "Accepted").0 == "True").await;
+    world.end().await;
+}
