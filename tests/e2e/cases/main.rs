@@ -67,6 +67,7 @@ const CASES: &[Case] = cases![
     "freeze-windows" => figures::freeze_windows,
     "retention-deletes-data" => retention::retention_deletes_data,
     "deleting-a-backup-deletes-its-data" => retention::deletion,
+    "deleting-a-backup-without-its-snapshot-deletes-its-data" => retention::deletion_after_its_snapshot,
     "an-abandoned-backup-leaves-its-data" => retention::abandon,
     "storage-not-trusted" => faults::storage_not_trusted,
 ];

@@ -82,6 +82,22 @@ pub async fn deletion(world: &mut World) -> Outcome {
     data_gone(world, &handle).await
 }
 
+/// A VolumeSnapshot that somebody deleted leaves its data, and the Backup still takes it with it.
+pub async fn deletion_after_its_snapshot(world: &mut World) -> Outcome {
+    let backups = set_up(world, "orphaned").await?;
+    let (name, handle) = taken(world, "orphaned").await?;
+    let delete = ["-n", MARIADB, "delete", "volumesnapshots", "-l", &format!("stillpoint.dev/backup={name}")];
+    world.cluster.kubectl(&delete, None).await?.good("delete the snapshot behind our back")?;
+    ensure!(!world.cluster.ledger.deleted(&handle)?, "the data of {name} went with its VolumeSnapshot");
+    ensure!(
+        !world.contents_of(MARIADB, &name).await?.is_empty(),
+        "the content of {name} went with its VolumeSnapshot"
+    );
+    backups.delete(&name, &DeleteParams::default()).await?;
+    gone(world, &backups, &name).await?;
+    data_gone(world, &handle).await
+}
+
 /// With the annotation the object goes at once and the data stays, findable by its labels.
 pub async fn abandon(world: &mut World) -> Outcome {
     let backups = set_up(world, "abandoned").await?;
