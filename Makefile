@@ -59,9 +59,10 @@ demo-test: setup ## The demo, and that nothing is left of it however it ends
 demo: setup ## Protect a real PostgreSQL on the embedded cluster, and restore it
 	$(run-demo)
 
-demo-cluster: cluster ## The same story on the real cluster
-	$(cargo) build --locked -p stillpoint
+demo-cluster: cluster ## The same story on the real cluster, told at its end by `backup describe`
+	@$(cargo) build --locked -p stillpoint
 	$(root) $(cargo) test --locked -p stillpoint-e2e --test e2e -- story
+	cat $${CARGO_TARGET_DIR:-target}/e2e/describe-*.txt
 
 cluster: setup ## Start the real single-node Kubernetes and import its images; `tests/cluster/cluster down` ends it
 	$(start-cluster)
