@@ -17,6 +17,7 @@
 mod drive;
 pub mod error;
 mod kube_exec;
+mod output;
 pub mod run;
 pub mod stream;
 pub mod target;

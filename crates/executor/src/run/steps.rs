@@ -40,7 +40,7 @@ pub(super) fn take(run: &mut Run, event: Event, now: Now, out: &mut Vec<Effect>)
         }
         Event::PodChanged { what } => pod_changed(run, &what, now, out),
         Event::Written => written(run, now, out),
-        Event::WriteRefused { why } => refused(run, why, now, out),
+        Event::WriteRefused { why } => refused(run, why, out),
         Event::Stop { why } => give_up(run, why, now, out),
         Event::Timer(timer) => fired(run, timer, now, out),
     }
@@ -263,7 +263,7 @@ pub(super) fn release_when_cut(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         out.push(Effect::SendClosing { hold: HoldId(index), index: beat, lease });
     }
     out.push(Effect::Schedule { timer: Timer::Thaw, at: thaw_deadline(run, now.mono) });
-    record_when_thawed(run, now, out);
+    record_when_thawed(run, out);
 }
 
 fn held(run: &mut Run, id: HoldId, index: u32, answer: HoldAnswer, now: Now, out: &mut Vec<Effect>) {
@@ -298,7 +298,7 @@ fn thawed(run: &mut Run, id: HoldId, now: Now, out: &mut Vec<Effect>) {
             hold.thawed = Some(now.mono);
             hold.phase = HoldPhase::Thawed;
             out.push(Effect::CloseHold(id));
-            record_when_thawed(run, now, out);
+            record_when_thawed(run, out);
         }
         HoldPhase::Planned
         | HoldPhase::Opening
@@ -316,7 +316,7 @@ fn written(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         State::Journalling { stop: Some(why) } => {
             let end = End::Aborted(why.clone());
             close_all(run, out);
-            record(run, end, now, out);
+            record(run, end, out);
         }
         State::Recording { end } => {
             out.push(Effect::End(end.clone()));

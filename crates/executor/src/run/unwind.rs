@@ -27,7 +27,7 @@ pub(super) fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Ve
     out.push(Effect::CloseHold(id));
     match before {
         // Losing an observer costs evidence, not the verdict (§4): it stopped nobody.
-        HoldPhase::Frozen if observes => record_when_thawed(run, now, out),
+        HoldPhase::Frozen if observes => record_when_thawed(run, out),
         HoldPhase::Planned
         | HoldPhase::Opening
         | HoldPhase::Ready
@@ -35,7 +35,7 @@ pub(super) fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Ve
         | HoldPhase::Frozen => {
             give_up(run, why, now, out);
         }
-        HoldPhase::Closing | HoldPhase::Thawing => record_when_thawed(run, now, out),
+        HoldPhase::Closing | HoldPhase::Thawing => record_when_thawed(run, out),
         HoldPhase::Thawed | HoldPhase::Gone { .. } => {}
     }
 }
@@ -92,7 +92,7 @@ pub(super) fn give_up(run: &mut Run, why: Abort, now: Now, out: &mut Vec<Effect>
     match &mut run.state {
         State::New | State::Preparing { .. } | State::Opening => {
             close_all(run, out);
-            record(run, End::Aborted(why), now, out);
+            record(run, End::Aborted(why), out);
         }
         // The write is under way; its answer comes, and nothing is frozen until then.
         State::Journalling { stop } => {
@@ -108,7 +108,7 @@ pub(super) fn give_up(run: &mut Run, why: Abort, now: Now, out: &mut Vec<Effect>
             }
             run.state = State::Unwinding { why };
             out.push(Effect::Schedule { timer: Timer::Thaw, at: thaw_deadline(run, now.mono) });
-            record_when_thawed(run, now, out);
+            record_when_thawed(run, out);
         }
         State::Releasing | State::Unwinding { .. } | State::Recording { .. } | State::Ended => {}
     }
@@ -129,7 +129,7 @@ pub(super) fn thaw_deadline(run: &Run, now: Mono) -> Mono {
     run.t0.map_or(bound, |t0| bound.min(t0.mono + run.plan.max_hold))
 }
 
-pub(super) fn record_when_thawed(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
+pub(super) fn record_when_thawed(run: &mut Run, out: &mut Vec<Effect>) {
     if run.holds.iter().any(Hold::alive) {
         return;
     }
@@ -147,11 +147,11 @@ pub(super) fn record_when_thawed(run: &mut Run, now: Now, out: &mut Vec<Effect>)
                 )),
                 None => End::Thawed,
             };
-            record(run, end, now, out);
+            record(run, end, out);
         }
         State::Unwinding { why } => {
             let end = End::Aborted(why.clone());
-            record(run, end, now, out);
+            record(run, end, out);
         }
         State::New
         | State::Preparing { .. }
@@ -164,7 +164,7 @@ pub(super) fn record_when_thawed(run: &mut Run, now: Now, out: &mut Vec<Effect>)
     }
 }
 
-pub(super) fn record(run: &mut Run, end: End, _now: Now, out: &mut Vec<Effect>) {
+pub(super) fn record(run: &mut Run, end: End, out: &mut Vec<Effect>) {
     let entry = match &end {
         End::Thawed => Entry::Thawed,
         End::Aborted(why) => Entry::Aborted {
@@ -188,11 +188,11 @@ pub(super) fn record(run: &mut Run, end: End, _now: Now, out: &mut Vec<Effect>) 
 }
 
 /// The run is somebody else's, or the object is gone: nothing is frozen at either write, so there is nothing to undo.
-pub(super) fn refused(run: &mut Run, why: String, now: Now, out: &mut Vec<Effect>) {
+pub(super) fn refused(run: &mut Run, why: String, out: &mut Vec<Effect>) {
     match run.state {
         State::Journalling { .. } | State::Recording { .. } => {
             close_all(run, out);
-            record(run, End::Disowned(why), now, out);
+            record(run, End::Disowned(why), out);
         }
         State::New
         | State::Preparing { .. }
