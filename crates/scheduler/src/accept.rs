@@ -132,12 +132,30 @@ pub fn accept(
 
 fn check(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result<Parsed, Vec<Finding>> {
     let mut findings = validate::policy(policy);
+    let parsed = scheduled(policy, schedules, now).map_err(|finding| findings.push(finding));
+    match parsed {
+        Ok(parsed) if findings.is_empty() => Ok(parsed),
+        _ => Err(findings),
+    }
+}
+
+/// The intervals of the schedule of `policy`, with its zone and jitter judged: the part of [`findings`] that is not the
+/// API's own, for `lint`, which judges the rest by the object's shape.
+///
+/// # Errors
+/// What keeps it from being scheduled.
+pub fn intervals(policy: &BackupPolicy, now: Timestamp) -> Result<Option<Analysis>, Finding> {
+    scheduled(policy, &Schedules::default(), now).map(|(_, analysis)| analysis)
+}
+
+fn scheduled(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result<Parsed, Finding> {
     let schedule = &policy.spec.schedule;
     let zone = schedule.time_zone.as_deref().unwrap_or(DEFAULT_ZONE);
-    let parsed = schedules.parse(&schedule.cron, zone, created(policy), now);
-    match &parsed {
-        Err(error) => findings.push(schedule_finding(error)),
-        Ok((_, Some(found))) if jitter(policy) >= found.min_interval => findings.push(Finding::new(
+    let parsed = schedules
+        .parse(&schedule.cron, zone, created(policy), now)
+        .map_err(|error| schedule_finding(&error))?;
+    match parsed.1 {
+        Some(found) if jitter(policy) >= found.min_interval => Err(Finding::new(
             "spec.schedule.jitter",
             "InvalidJitter",
             format!(
@@ -146,11 +164,7 @@ fn check(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result
                 found.min_interval.as_secs()
             ),
         )),
-        Ok(_) => {}
-    }
-    match parsed {
-        Ok(parsed) if findings.is_empty() => Ok(parsed),
-        _ => Err(findings),
+        Some(_) | None => Ok(parsed),
     }
 }
 

@@ -96,6 +96,12 @@ fn a_bad_schedule_and_a_bad_zone_are_found() {
 }
 
 #[test]
+fn a_jitter_that_the_controller_would_refuse_is_found() {
+    let (exit, found) = lint(&POLICY.replace("cron: \"0 2 * * *\"", "cron: \"0 2 * * *\", jitter: 24h"));
+    assert_eq!((exit, found), (1, vec!["spec.schedule.jitter InvalidJitter".to_owned()]));
+}
+
+#[test]
 fn a_key_written_twice_is_found() {
     let text = POLICY.replace("spec:\n", "spec:\n  suspend: false\n  suspend: true\n");
     assert_eq!(lint(&text), (1, vec!["spec.suspend DuplicateKey".to_owned()]));

@@ -16,7 +16,7 @@ use serde_json::Value;
 use stillpoint_api::clock::Clock;
 use stillpoint_api::validate::{self, Finding};
 use stillpoint_api::{BackupPolicy, ClusterHookTemplate, HookTemplate};
-use stillpoint_scheduler::cron::{Field, Schedule};
+use stillpoint_scheduler::accept;
 
 use self::documents::Documents;
 use self::references::References;
@@ -159,37 +159,21 @@ impl Report {
         }
     }
 
-    /// Cron expression and zone, as the scheduler reads them; an objective they cannot meet is a warning.
+    /// Expression, zone and jitter, as the scheduler reads them; an objective they cannot meet is a warning.
     fn schedule(&mut self, file: &str, policy: &BackupPolicy, clock: &dyn Clock) -> Option<Finding> {
-        let schedule = &policy.spec.schedule;
-        let zone = schedule.time_zone.as_deref().unwrap_or("Etc/UTC");
-        match Schedule::parse(&schedule.cron, zone, clock.wall()) {
-            Ok(parsed) => {
-                let rpo = policy.spec.objectives.and_then(|set| set.rpo)?;
-                let longest = parsed.analysis(clock.wall())?.max_interval;
-                if longest > rpo.get() {
-                    let name = policy.metadata.name.as_deref().unwrap_or_default();
-                    self.warnings.push(format!(
-                        "{file}: BackupPolicy/{name}: spec.objectives.rpo: {rpo} cannot be met: the longest interval of the schedule is {}",
-                        length(longest)
-                    ));
-                }
-                None
-            }
-            Err(error) => {
-                let (path, rule) = match error.field {
-                    Field::TimeZone => ("spec.schedule.timeZone", "InvalidTimeZone"),
-                    Field::Expression
-                    | Field::Minute
-                    | Field::Hour
-                    | Field::DayOfMonth
-                    | Field::Month
-                    | Field::DayOfWeek
-                    | Field::Interval => ("spec.schedule.cron", "InvalidSchedule"),
-                };
-                Some(Finding::new(path, rule, error.to_string()))
-            }
+        let analysis = match accept::intervals(policy, clock.wall()) {
+            Ok(analysis) => analysis?,
+            Err(finding) => return Some(finding),
+        };
+        let rpo = policy.spec.objectives.and_then(|set| set.rpo)?;
+        if analysis.max_interval > rpo.get() {
+            let name = policy.metadata.name.as_deref().unwrap_or_default();
+            self.warnings.push(format!(
+                "{file}: BackupPolicy/{name}: spec.objectives.rpo: {rpo} cannot be met: the longest interval of the schedule is {}",
+                length(analysis.max_interval)
+            ));
         }
+        None
     }
 
     fn summary(&self) -> String {
