@@ -27,6 +27,8 @@ pub const BACKUP_UID_LABEL: &str = "stillpoint.dev/backup-uid";
 pub const ATTEMPT_LABEL: &str = "stillpoint.dev/attempt";
 /// Label of snapshots: name of the application.
 pub const APPLICATION_LABEL: &str = "stillpoint.dev/application";
+/// Label of claims while they are cut as a group, and only then: `<UID of the Backup>-<attempt>-<number of the group>`.
+pub const GROUP_LABEL: &str = "stillpoint.dev/group";
 /// Label of snapshot contents, which are cluster-scoped: namespace of the Backup.
 pub const NAMESPACE_LABEL: &str = "stillpoint.dev/namespace";
 /// Label of snapshot contents: UID of that namespace.

@@ -9,6 +9,7 @@ pub mod conditions;
 pub mod crd;
 pub mod duration;
 pub mod evidence;
+pub mod group_snapshot;
 pub mod policy;
 pub mod restore;
 pub mod snapshot;

@@ -52,6 +52,9 @@ pub struct VolumeSnapshotStatus {
     /// Least size of a volume that can hold it; a quantity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_size: Option<String>,
+    /// The group snapshot it is a member of: it cannot be deleted alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_group_snapshot_name: Option<String>,
     /// The last error; cleared when it becomes ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<SnapshotError>,
@@ -143,6 +146,9 @@ pub struct VolumeSnapshotContentStatus {
     /// Least size of a volume that can hold it, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_size: Option<i64>,
+    /// Handle of the group it was cut in, if any: its data goes with the group and never alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_group_snapshot_handle: Option<String>,
     /// The last error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<SnapshotError>,
