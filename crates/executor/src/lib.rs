@@ -25,4 +25,5 @@ pub mod session;
 pub mod settle;
 mod snapshot_request;
 pub mod storage;
+pub mod storage_path;
 pub mod verdict;
