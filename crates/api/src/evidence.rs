@@ -27,6 +27,21 @@ impl Offset {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_no_order(order: &i32) -> bool {
+    *order == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
 /// What was resolved before anything was frozen: the inputs of rules 4, 8, 9 and 10 that are no measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -81,6 +96,12 @@ pub struct ResolvedApplication {
     /// On how many volumes the template is proven.
     #[serde(default)]
     pub layout: Layout,
+    /// Stages of its cut; 0 and 1: none (docs/design/freeze.md §2.5).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stages: u32,
+    /// Whether HELD is printed only after a probe saw the frozen state (grade State).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub probed: bool,
     /// Settings that make an acknowledged commit durable (rule 9).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -125,6 +146,8 @@ pub enum HoldKind {
     Observer,
     /// Two commands under the holder.
     Commands,
+    /// Two commands as separate execs, without a process that holds.
+    Direct,
     /// Nothing is held.
     #[default]
     None,
@@ -134,7 +157,7 @@ impl HoldKind {
     /// Whether this kind claims to stop commits.
     pub const fn locks(self) -> bool {
         match self {
-            Self::Session | Self::Commands => true,
+            Self::Session | Self::Commands | Self::Direct => true,
             Self::Observer | Self::None => false,
         }
     }
@@ -175,9 +198,19 @@ pub struct HoldEvidence {
     /// FROZEN, as received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen: Option<HoldAnswer>,
+    /// Lower freezes first and thaws last.
+    #[serde(default, skip_serializing_if = "is_no_order")]
+    pub order: i32,
+    /// The stages after the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub stages: Vec<StageEvidence>,
     /// Beats sent from FROZEN to the closing one.
     #[serde(default)]
     pub beats: u32,
+    /// Beats that were answered later than 2 s.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub late_beats: u32,
     /// Index of the closing beat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing_index: Option<u32>,
@@ -204,6 +237,20 @@ pub struct HoldEvidence {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub lost: Option<String>,
+}
+
+/// One stage after the first: what was said between two groups of cuts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StageEvidence {
+    /// Its number, from 1.
+    pub stage: u32,
+    /// When its text was handed to the stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<Offset>,
+    /// FROZEN of this stage, as received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<HoldAnswer>,
 }
 
 /// Identity of a running container.
@@ -289,7 +336,14 @@ pub struct MemberEvidence {
     /// The storage table's entry for this volume.
     #[serde(default)]
     pub storage: StorageFact,
-    /// Name of the VolumeSnapshot; carries the attempt's nonce, never reused.
+    /// The stage in which it was cut.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stage: u32,
+    /// The group it was cut in, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupEvidence>,
+    /// Name of the VolumeSnapshot; carries the attempt's nonce, never reused. In a group: the member's own snapshot, which
+    /// is made after the cut and known from settle on.
     #[schemars(length(max = 253))]
     pub volume_snapshot: String,
     /// UID from our own 201.
@@ -331,6 +385,30 @@ pub struct MemberEvidence {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub error: Option<String>,
+}
+
+/// A group of volumes that were cut by one request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupEvidence {
+    /// Name of the VolumeGroupSnapshot; carries the attempt's nonce, never reused.
+    #[schemars(length(max = 253))]
+    pub volume_group_snapshot: String,
+    /// UID from our own 201.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uid: Option<String>,
+    /// The VolumeGroupSnapshotContent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub content: Option<String>,
+    /// The group's handle at the signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub handle: Option<String>,
+    /// Whether the group's members were found to be exactly the resolved volumes; absent: not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
 }
 
 /// What was found when a snapshot was settled.

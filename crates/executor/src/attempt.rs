@@ -24,7 +24,9 @@ use crate::journal::{Journal, JournalError};
 use crate::observer::{HookPhase, RunLabels};
 use crate::pod_watch::PodWatch;
 use crate::resolve::{Resolution, RunHold, pods};
-use crate::run::{Abort, Effect, End, Entry, Event, HoldId, MemberId, Now, Reason, Record, Run, Timer};
+use crate::run::{
+    Abort, CutId, Effect, End, Entry, Event, HoldId, MemberId, Now, Reason, Record, Run, Stall, Timer,
+};
 use crate::session;
 use crate::snapshot_request;
 
@@ -143,18 +145,22 @@ async fn sleep(due: Option<Duration>) {
 }
 
 fn content_event(token: usize, news: ContentNews) -> Option<Event> {
-    let member = MemberId(token);
+    let cut = CutId(token);
     Some(match news {
-        ContentNews::Seen => Event::ContentSeen { member },
-        ContentNews::Cut(cut) => Event::CutSeen { member, cut },
-        ContentNews::Failed(message) => Event::SnapshotFailed { member, message },
+        ContentNews::Seen => Event::ContentSeen { cut },
+        ContentNews::Cut(seen) => Event::CutSeen { cut, seen },
+        ContentNews::Failed(message) => Event::SnapshotFailed { cut, message },
     })
 }
 
 impl Attempt<'_> {
-    /// Listens for every member before anything is asked for, so that no signal can be missed.
+    /// Listens for every cut before anything is asked for, so that no signal can be missed.
     fn subscribe(&mut self, news: &mpsc::UnboundedSender<(usize, ContentNews)>) {
-        for (index, member) in self.resolution.plan.members.iter().enumerate() {
+        let plan = &self.resolution.plan;
+        for (index, cut) in plan.cuts.iter().enumerate() {
+            let Some(member) = cut.members.first().and_then(|first| plan.members.get(first.0)) else {
+                continue;
+            };
             self.subscriptions.push(self.context.contents.subscribe(
                 &self.resolution.namespace,
                 &member.volume_snapshot,
@@ -177,14 +183,32 @@ impl Attempt<'_> {
                     sender.set_close_at(at);
                 }
             }
-            Effect::SendFreeze { hold, lease, acquire } => {
-                self.send(hold, |held, nonce| held.texts.freeze(&held.plan, nonce, lease, acquire));
+            Effect::CheckCanary(hold) => {
+                let what = "this client cannot be tried yet";
+                let result = Err(Abort::new(Reason::Internal, what));
+                let _ = self.events.send(Event::CanaryChecked { hold, result });
+            }
+            Effect::ProbeStall(hold) => {
+                let why = "the template's stall probe cannot be run yet".to_owned();
+                let _ = self.events.send(Event::StallProbed { hold, result: Stall::Unknown { why } });
+            }
+            Effect::SendFreeze { hold, lease, acquire, within: _, not_after } => {
+                let text =
+                    |held: &RunHold, nonce: &Nonce| held.texts.freeze(&held.plan, nonce, lease, acquire);
+                self.send(hold, Some(not_after), text);
+            }
+            Effect::SendStage { hold, stage, lease, acquire } => {
+                let text = |held: &RunHold, nonce: &Nonce| {
+                    held.texts.stage(&held.plan, nonce, stage, lease, acquire)
+                };
+                self.send(hold, None, text);
             }
             Effect::SendBeat { hold, index, lease } => {
-                self.send(hold, |held, nonce| held.texts.beat(&held.plan, nonce, lease, index));
+                self.send(hold, None, |held, nonce| held.texts.beat(&held.plan, nonce, lease, index));
             }
             Effect::SendClosing { hold, index, lease } => {
-                let seq = self.send(hold, |held, nonce| held.texts.closing(&held.plan, nonce, lease, index));
+                let seq =
+                    self.send(hold, None, |held, nonce| held.texts.closing(&held.plan, nonce, lease, index));
                 if let (Some(seq), Some(slot)) = (seq, self.sessions.get(&hold))
                     && let Some(closing) = &slot.closing
                 {
@@ -192,7 +216,7 @@ impl Attempt<'_> {
                 }
             }
             Effect::SendThaw(hold) => {
-                self.send(hold, |held, nonce| held.texts.thaw(&held.plan, nonce));
+                self.send(hold, None, |held, nonce| held.texts.thaw(&held.plan, nonce));
             }
             Effect::CloseHold(hold) => {
                 let slot = self.sessions.entry(hold).or_default();
@@ -203,7 +227,7 @@ impl Attempt<'_> {
                     sender.close();
                 }
             }
-            Effect::PostSnapshot(member) => self.post(member),
+            Effect::PostSnapshot { cut, not_after } => self.post(cut, not_after),
             Effect::WriteJournal(entry) => self.write(entry),
             Effect::Schedule { timer, at } => self.timers.push(Reverse((at, timer))),
             Effect::End(end) => return Some(end),
@@ -215,17 +239,23 @@ impl Attempt<'_> {
         self.resolution.holds.get(hold.0)
     }
 
+    /// Writes a text, if `not_after` has not passed when its turn comes.
     fn send(
         &mut self,
         id: HoldId,
+        not_after: Option<Mono>,
         text: impl FnOnce(&RunHold, &Nonce) -> Result<bytes::Bytes, crate::hold::TextError>,
     ) -> Option<u64> {
         let held = self.resolution.holds.get(id.0)?;
         let rendered = text(held, &held.nonce);
         let sender = self.sessions.get(&id)?.sender.as_ref()?;
-        let sent = rendered
-            .map_err(|error| error.to_string())
-            .and_then(|bytes| sender.send(bytes).map_err(|error| error.to_string()));
+        let sent = rendered.map_err(|error| error.to_string()).and_then(|bytes| {
+            let sent = match not_after {
+                Some(not_after) => sender.send_before(bytes, not_after),
+                None => sender.send(bytes),
+            };
+            sent.map_err(|error| error.to_string())
+        });
         match sent {
             Ok(seq) => Some(seq),
             Err(error) => {
@@ -314,22 +344,32 @@ impl Attempt<'_> {
         slot.closing = Some(closing);
     }
 
-    fn post(&self, id: MemberId) {
-        let Some(member) = self.resolution.plan.members.get(id.0) else { return };
-        let Some(class) = self.resolution.classes.get(id.0) else { return };
+    fn post(&self, id: CutId, not_after: Mono) {
+        let plan = &self.resolution.plan;
+        let Some(&MemberId(index)) = plan.cuts.get(id.0).and_then(|cut| cut.members.first()) else { return };
+        let Some(member) = plan.members.get(index) else { return };
+        let Some(class) = self.resolution.classes.get(index) else { return };
         let snapshot = snapshot_request::build(&self.resolution, member, class, &self.nonce);
         let api: Api<VolumeSnapshot> =
             Api::namespaced(self.context.client.clone(), &self.resolution.namespace);
         let (events, claim) = (self.events.clone(), member.claim_name.clone());
+        let clock = self.context.clock.clone();
         tokio::spawn(async move {
+            // The last look before the write: a process that was stopped meanwhile must not cut (docs/design/freeze.md §5).
+            if clock.mono() > not_after {
+                let what = format!("the snapshot of claim {claim} was not asked for: its time had passed");
+                let why = Abort::new(Reason::ClaimLost, what);
+                let _ = events.send(Event::PostFailed { cut: id, why });
+                return;
+            }
             let params = PostParams::default();
             let created =
                 bounded(format!("create the snapshot of claim {claim}"), api.create(&params, &snapshot));
             let event = match created.await {
-                Ok(created) => Event::Posted { member: id, uid: created.metadata.uid.unwrap_or_default() },
+                Ok(created) => Event::Posted { cut: id, uid: created.metadata.uid.unwrap_or_default() },
                 // A 409 or no answer is a failed POST and is never adopted: names are never reused.
                 Err(error) => Event::PostFailed {
-                    member: id,
+                    cut: id,
                     why: Abort::new(Reason::SnapshotPostFailed, error.to_string()),
                 },
             };

@@ -203,7 +203,7 @@ fn news_of(
                     content: content.metadata.name.clone().unwrap_or_default(),
                     handle: handle.clone(),
                     creation_time: status.creation_time,
-                    volume_handle: content.spec.source.volume_handle.clone(),
+                    volume_handles: content.spec.source.volume_handle.iter().cloned().collect(),
                 }));
             }
         }

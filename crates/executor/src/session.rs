@@ -23,6 +23,8 @@ pub struct SessionTexts {
     freeze: Text,
     beat: Text,
     thaw: Text,
+    /// `then` of each stage but the last.
+    stages: Vec<Text>,
 }
 
 impl SessionTexts {
@@ -36,6 +38,12 @@ impl SessionTexts {
             freeze: Text::parse(&session.freeze)?,
             beat: Text::parse(&session.beat)?,
             thaw: Text::parse(&session.thaw)?,
+            stages: session
+                .stages
+                .iter()
+                .filter_map(|stage| stage.then.as_deref())
+                .map(Text::parse)
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -65,6 +73,23 @@ impl SessionTexts {
         acquire: Duration,
     ) -> Result<Bytes, TextError> {
         Text::one_write(&[&self.freeze], &values(hold, nonce, lease, Some(acquire), None))
+    }
+
+    /// The text that leads to a stage, from 1: the `then` of the one before.
+    ///
+    /// # Errors
+    /// A placeholder has no value here.
+    pub fn stage(
+        &self,
+        hold: &HoldPlan,
+        nonce: &Nonce,
+        stage: u32,
+        lease: Duration,
+        acquire: Duration,
+    ) -> Result<Bytes, TextError> {
+        let before = usize::try_from(stage).unwrap_or(usize::MAX).checked_sub(1);
+        let texts: Vec<&Text> = before.and_then(|index| self.stages.get(index)).into_iter().collect();
+        Text::one_write(&texts, &values(hold, nonce, lease, Some(acquire), None))
     }
 
     /// A beat.
@@ -113,7 +138,7 @@ fn values<'n>(
 ) -> TextValues<'n> {
     TextValues {
         beat: beat.map(u64::from),
-        lease: Some(u64::try_from(in_unit(lease, hold.lease_unit)).unwrap_or(u64::MAX)),
+        lease: hold.lease_unit.map(|unit| u64::try_from(in_unit(lease, unit)).unwrap_or(u64::MAX)),
         acquire_seconds: acquire.map(|time| time.as_secs().max(1)),
         ..TextValues::of(nonce)
     }
@@ -171,9 +196,7 @@ pub async fn follow(
 fn word(line: HoldLine) -> Option<Word> {
     Some(match line {
         HoldLine::Ready(report) => Word::Ready(answer(&report)),
-        // One stage; templates with more are refused (docs/api.md).
-        HoldLine::Frozen { stage: 0, report } => Word::Frozen(answer(&report)),
-        HoldLine::Frozen { .. } => return None,
+        HoldLine::Frozen { stage, report } => Word::Frozen { stage, answer: answer(&report) },
         HoldLine::Held { beat, report } => {
             Word::Held { index: u32::try_from(beat).ok()?, answer: answer(&report) }
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 use stillpoint_api::backup::{Backup, Trigger};
+use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{HoldKind, MemberEvidence, Resolved, ResolvedApplication};
 use stillpoint_api::policy::{
     BackupPolicySpec, Continuity, FreezeBounds, PodChoice, Requirement, RunBounds, SnapshotOptions,
@@ -18,7 +19,7 @@ use super::{Refusal, Resolution, RunHold, RunPrepare};
 use crate::context::HOOKS_ACCOUNT;
 use crate::exec::ExecTarget;
 use crate::hold::Nonce;
-use crate::run::{ApplicationId, HoldPlan, MAX_LEASE, Plan};
+use crate::run::{ApplicationId, CutPlan, HoldPlan, MAX_LEASE, MemberId, Plan};
 use crate::session::SessionTexts;
 use crate::storage::StorageTable;
 
@@ -115,6 +116,8 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
             prepares: Vec::new(),
             holds: Vec::new(),
             members: Vec::new(),
+            cuts: Vec::new(),
+            fence: Mono::from_origin(Duration::MAX),
         },
         prepares: Vec::new(),
         holds: Vec::new(),
@@ -139,6 +142,8 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
             "the selected pods mount no claim that is not excluded: there is nothing to snapshot",
         ));
     }
+    let members = 0..resolution.plan.members.len();
+    resolution.plan.cuts = members.map(|index| CutPlan::single(MemberId(index))).collect();
     let members = u32::try_from(resolution.plan.members.len()).unwrap_or(u32::MAX);
     resolution.plan.stack_patience += Duration::from_secs(1) * members;
     Ok(resolution)
@@ -234,6 +239,8 @@ impl One<'_> {
             crash_safe: crash_safe.source,
             copy_safe: recipe.copy_safe.clone().map(|safe| safe.proof).unwrap_or_default(),
             layout: recipe.layout,
+            stages: 0,
+            probed: false,
             settings: crash_safe.settings,
             position: session.and_then(|session| session.position.clone()),
             thaw_proves_lock: session
@@ -396,7 +403,11 @@ impl One<'_> {
                 nonce: nonce.to_string(),
                 locks: session.locks,
                 lease,
-                lease_unit: session.lease.unit,
+                lease_unit: Some(session.lease.unit),
+                order: 0,
+                stages: 1,
+                canary: false,
+                stall_probe: false,
                 local: session.local.clone(),
                 data_paths: recipe.data_paths.clone(),
                 mount_paths: members.iter().flat_map(|(member, _)| member.mount_paths.clone()).collect(),

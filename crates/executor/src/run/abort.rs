@@ -21,8 +21,16 @@ pub enum Reason {
     ClientMissing,
     /// The hooks account may not exec.
     ExecForbidden,
+    /// The client goes on after an error: its answers prove nothing.
+    CanaryPrinted,
+    /// The application was frozen by somebody else already.
+    ForeignFreeze,
     /// A lock was not acquired in time.
     LockNotAcquired,
+    /// A statement between two stages failed or was not answered.
+    StageFailed,
+    /// Writers are still stuck behind a lock that was given up.
+    ApplicationLeftQuiesced,
     /// A hold was lost while it mattered.
     HoldLost,
     /// A snapshot could not be requested.
@@ -35,6 +43,8 @@ pub enum Reason {
     CutTimeout,
     /// A pod or container changed.
     PodChanged,
+    /// The claim on the run was lost.
+    ClaimLost,
     /// The controller was stopped.
     Shutdown,
     /// The controller ended without a word; found by the next one.
@@ -57,13 +67,18 @@ impl Reason {
             Self::AuthenticationFailed => "AuthenticationFailed",
             Self::ClientMissing => "ClientMissing",
             Self::ExecForbidden => "ExecForbidden",
+            Self::CanaryPrinted => "CanaryPrinted",
+            Self::ForeignFreeze => "ForeignFreeze",
             Self::LockNotAcquired => "LockNotAcquired",
+            Self::StageFailed => "StageFailed",
+            Self::ApplicationLeftQuiesced => "ApplicationLeftQuiesced",
             Self::HoldLost => "HoldLost",
             Self::SnapshotPostFailed => "SnapshotPostFailed",
             Self::SnapshotFailed => "SnapshotFailed",
             Self::SnapshotStackSilent => "SnapshotStackSilent",
             Self::CutTimeout => "CutTimeout",
             Self::PodChanged => "PodChanged",
+            Self::ClaimLost => "ClaimLost",
             Self::Shutdown => "Shutdown",
             Self::Interrupted => "Interrupted",
             Self::Cancelled => "Cancelled",
@@ -76,7 +91,11 @@ impl Reason {
         match self {
             Self::PrepareFailed
             | Self::HoldNotReady
+            | Self::ForeignFreeze
             | Self::LockNotAcquired
+            | Self::StageFailed
+            | Self::ApplicationLeftQuiesced
+            | Self::ClaimLost
             | Self::HoldLost
             | Self::SnapshotPostFailed
             | Self::SnapshotFailed
@@ -91,6 +110,7 @@ impl Reason {
             | Self::AuthenticationFailed
             | Self::ClientMissing
             | Self::ExecForbidden
+            | Self::CanaryPrinted
             | Self::Cancelled
             | Self::Internal => false,
         }

@@ -6,13 +6,15 @@ use stillpoint_api::clock::Mono;
 
 use super::abort::Abort;
 use super::event::Timer;
-use super::plan::{ApplicationId, HoldId, MemberId};
+use super::plan::{ApplicationId, CutId, HoldId};
 
 /// One effect.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Run an application's prepare.
     RunPrepare(ApplicationId),
+    /// Try whether a hold's client stops at its first error, in a session of its own.
+    CheckCanary(HoldId),
     /// Open a hold's session and write its opening text.
     OpenHold {
         /// The hold.
@@ -34,6 +36,21 @@ pub enum Effect {
         /// Lease to ask for.
         lease: Duration,
         /// Longest time the lock may take.
+        acquire: Duration,
+        /// How long the hold may last from now, enforced in the pod (docs/design/freeze.md §3).
+        within: Duration,
+        /// Not written after this instant: the stream is closed instead.
+        not_after: Mono,
+    },
+    /// Write the text between two stages.
+    SendStage {
+        /// The hold.
+        hold: HoldId,
+        /// The stage it leads to: 1 or later.
+        stage: u32,
+        /// Lease to ask for.
+        lease: Duration,
+        /// Longest time it may take.
         acquire: Duration,
     },
     /// Write one beat.
@@ -58,8 +75,15 @@ pub enum Effect {
     SendThaw(HoldId),
     /// Close a hold's stdin and then its stream.
     CloseHold(HoldId),
-    /// POST a member's VolumeSnapshot, once.
-    PostSnapshot(MemberId),
+    /// POST a cut's VolumeSnapshot or VolumeGroupSnapshot, once.
+    PostSnapshot {
+        /// The cut.
+        cut: CutId,
+        /// Not sent after this instant.
+        not_after: Mono,
+    },
+    /// Ask whether somebody is stuck behind a lock that was not acquired.
+    ProbeStall(HoldId),
     /// Write a journal entry, by compare-and-swap.
     WriteJournal(Entry),
     /// Call back.

@@ -1,9 +1,10 @@
 //! What can happen to an attempt.
 
+use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::HoldAnswer;
 
 use super::abort::Abort;
-use super::plan::{ApplicationId, HoldId, MemberId};
+use super::plan::{ApplicationId, CutId, HoldId};
 
 /// One event. Times are those of the step that takes it, unless it carries its own.
 #[derive(Clone, Debug)]
@@ -15,6 +16,13 @@ pub enum Event {
         /// The application.
         application: ApplicationId,
         /// Why it failed, if it did.
+        result: Result<(), Abort>,
+    },
+    /// A client was tried: it stops at its first error, or why it cannot be trusted (docs/design/freeze.md §2.2).
+    CanaryChecked {
+        /// The hold whose client was tried.
+        hold: HoldId,
+        /// Why it is refused, if it is.
         result: Result<(), Abort>,
     },
     /// A complete line of a hold with its own nonce.
@@ -38,34 +46,34 @@ pub enum Event {
     },
     /// A snapshot's POST was answered by 201.
     Posted {
-        /// The member.
-        member: MemberId,
+        /// The cut.
+        cut: CutId,
         /// UID of the new object.
         uid: String,
     },
     /// A snapshot's POST failed, or was not answered: never adopted.
     PostFailed {
-        /// The member.
-        member: MemberId,
+        /// The cut.
+        cut: CutId,
         /// Why.
         why: Abort,
     },
-    /// The snapshot stack was seen to work on a member.
+    /// The snapshot stack was seen to work on a cut.
     ContentSeen {
-        /// The member.
-        member: MemberId,
+        /// The cut.
+        cut: CutId,
     },
-    /// The cut signal of a member.
+    /// The signal of a cut.
     CutSeen {
-        /// The member.
-        member: MemberId,
+        /// The cut.
+        cut: CutId,
         /// What the content said.
-        cut: CutSeen,
+        seen: CutSeen,
     },
-    /// The content or snapshot of a member shows an error and no handle.
+    /// The content or snapshot of a cut shows an error and no handle.
     SnapshotFailed {
-        /// The member.
-        member: MemberId,
+        /// The cut.
+        cut: CutId,
         /// The message.
         message: String,
     },
@@ -73,6 +81,23 @@ pub enum Event {
     PodChanged {
         /// What changed.
         what: String,
+    },
+    /// The claim was renewed: FREEZE and snapshot requests may be written until then.
+    ClaimRenewed {
+        /// The new fence.
+        fence: Mono,
+    },
+    /// The claim on the run was lost, or could not be renewed in time.
+    ClaimLost {
+        /// Why.
+        why: String,
+    },
+    /// Whether somebody is still stuck behind a lock that was not acquired.
+    StallProbed {
+        /// The hold.
+        hold: HoldId,
+        /// What the probe said.
+        result: Stall,
     },
     /// A status write was confirmed.
     Written,
@@ -96,7 +121,12 @@ pub enum Word {
     /// The session is open, its lease is set; nothing is frozen.
     Ready(HoldAnswer),
     /// Commits stop; for an observer: what was acknowledged before must be in the copy.
-    Frozen(HoldAnswer),
+    Frozen {
+        /// The stage that begins: 0 for the freeze itself.
+        stage: u32,
+        /// What the server said.
+        answer: HoldAnswer,
+    },
     /// Still so, at beat `index`.
     Held {
         /// The beat it answers.
@@ -122,16 +152,33 @@ pub enum Word {
 /// What a content said when it showed its cut signal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CutSeen {
-    /// UID of the snapshot that the content names.
+    /// UID of the snapshot or group snapshot that the content names.
     pub snapshot_uid: String,
     /// Name of the content.
     pub content: String,
-    /// Snapshot handle.
+    /// Handle of the snapshot or of the group.
     pub handle: String,
     /// The driver's cut time, nanoseconds since 1970.
     pub creation_time: Option<i64>,
-    /// Volume that it was cut from.
-    pub volume_handle: Option<String>,
+    /// Volumes that it was cut from.
+    pub volume_handles: Vec<String>,
+}
+
+/// Whether somebody is stuck behind a lock that was not acquired (docs/design/freeze.md §3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// Nobody.
+    Clear,
+    /// Somebody, and who is in the way.
+    Blocked {
+        /// The blocker, as the server names it.
+        by: String,
+    },
+    /// The probe gave no answer.
+    Unknown {
+        /// Why.
+        why: String,
+    },
 }
 
 /// The machine's timers.
@@ -141,12 +188,16 @@ pub enum Timer {
     Open,
     /// Every hold must be FROZEN.
     Acquire,
+    /// Every hold of a stage must have answered it.
+    Stage,
     /// The snapshot stack must have been seen to work.
     Stack,
     /// Every cut must have been seen.
     Cut,
     /// A hold's next beat, or the time at which an unanswered one means loss.
     Beat(HoldId),
-    /// Every hold must be THAWED.
+    /// Every hold that was told to thaw must be THAWED.
     Thaw,
+    /// Ask again whether somebody is stuck.
+    Stall,
 }

@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stillpoint_api::clock::Mono;
-use stillpoint_api::evidence::HoldAnswer;
+use stillpoint_api::evidence::{HoldAnswer, StageEvidence};
 use stillpoint_api::template::LeaseUnit;
 
+use super::Stall;
 use super::plan::HoldPlan;
 
 /// One beat every two seconds (docs/design/freeze.md §2.3).
 pub(super) const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// A beat unanswered for the lease less this much means that the hold is lost.
 pub(super) const LOST_BEFORE_LEASE: Duration = Duration::from_secs(3);
+/// A beat answered later than this is recorded as late (§2.3).
+pub(super) const LATE: Duration = Duration::from_secs(2);
+/// The fact by which a hold says that somebody else froze the application before us (§2.6).
+pub(super) const FOREIGN_FREEZE: &str = "foreign_freeze";
 /// Facts beyond these bounds are dropped (docs/api.md, limits).
 const MAX_FACTS: usize = 32;
 const MAX_FACT: usize = 1024;
@@ -30,6 +35,11 @@ pub(super) enum HoldPhase {
     Freezing,
     /// FROZEN was answered.
     Frozen,
+    /// The text that leads to a later stage was sent.
+    Staging {
+        /// The stage.
+        stage: u32,
+    },
     /// The closing beat and the thaw were sent.
     Closing,
     /// A thaw alone was sent: the attempt is given up.
@@ -43,6 +53,14 @@ pub(super) enum HoldPhase {
     },
 }
 
+/// One stage after the first.
+#[derive(Clone, Debug)]
+pub(super) struct HeldStage {
+    pub(super) number: u32,
+    pub(super) sent: Mono,
+    pub(super) frozen: Option<(Mono, HoldAnswer)>,
+}
+
 /// One hold.
 #[derive(Clone, Debug)]
 pub(super) struct Hold {
@@ -50,7 +68,18 @@ pub(super) struct Hold {
     pub(super) phase: HoldPhase,
     pub(super) next_beat: u32,
     pub(super) outstanding: Option<(u32, Mono)>,
+    /// When the next beat is due; a timer that fires earlier belongs to a phase that is over.
+    pub(super) beat_due: Option<Mono>,
     pub(super) beats_while_frozen: u32,
+    pub(super) late_beats: u32,
+    pub(super) stages: Vec<HeldStage>,
+    /// By when its thaw must be answered.
+    pub(super) thaw_by: Option<Mono>,
+    /// Somebody else had frozen it: nothing of ours may be undone there.
+    pub(super) foreign: bool,
+    /// What the stall probe said last; `None`: not asked, or not answered.
+    pub(super) stall: Option<Stall>,
+    pub(super) stall_asked: bool,
     pub(super) ready: Option<(Mono, HoldAnswer)>,
     pub(super) freeze_sent: Option<Mono>,
     pub(super) frozen: Option<(Mono, HoldAnswer)>,
@@ -70,7 +99,14 @@ impl Hold {
             phase: HoldPhase::Planned,
             next_beat: 1,
             outstanding: None,
+            beat_due: None,
             beats_while_frozen: 0,
+            late_beats: 0,
+            stages: Vec::new(),
+            thaw_by: None,
+            foreign: false,
+            stall: None,
+            stall_asked: false,
             ready: None,
             freeze_sent: None,
             frozen: None,
@@ -108,6 +144,7 @@ impl Hold {
             | HoldPhase::Ready
             | HoldPhase::Freezing
             | HoldPhase::Frozen
+            | HoldPhase::Staging { .. }
             | HoldPhase::Closing
             | HoldPhase::Thawing => true,
             HoldPhase::Planned | HoldPhase::Thawed | HoldPhase::Gone { .. } => false,
@@ -117,7 +154,11 @@ impl Hold {
     /// Whether it may hold the application now.
     pub(super) fn may_hold(&self) -> bool {
         match self.phase {
-            HoldPhase::Freezing | HoldPhase::Frozen | HoldPhase::Closing | HoldPhase::Thawing => true,
+            HoldPhase::Freezing
+            | HoldPhase::Frozen
+            | HoldPhase::Staging { .. }
+            | HoldPhase::Closing
+            | HoldPhase::Thawing => true,
             HoldPhase::Planned
             | HoldPhase::Opening
             | HoldPhase::Ready
@@ -126,9 +167,39 @@ impl Hold {
         }
     }
 
+    /// Whether it was told to freeze and is not known to have let go.
+    pub(super) fn not_proven_thawed(&self) -> bool {
+        let stuck = self.needs_stall_probe() && self.stall != Some(Stall::Clear);
+        self.plan.locks && !self.foreign && self.freeze_sent.is_some() && (self.thawed.is_none() || stuck)
+    }
+
+    /// Whether its lock was asked for and not acquired, and the template can tell whether somebody is stuck behind it.
+    pub(super) fn needs_stall_probe(&self) -> bool {
+        self.plan.stall_probe && !self.foreign && self.freeze_sent.is_some() && self.frozen.is_none()
+    }
+
+    /// The record of its later stages.
+    pub(super) fn stage_evidence(
+        &self,
+        offset: impl Fn(Mono) -> stillpoint_api::evidence::Offset,
+    ) -> Vec<StageEvidence> {
+        self.stages
+            .iter()
+            .map(|held| StageEvidence {
+                stage: held.number,
+                sent: Some(offset(held.sent)),
+                frozen: held
+                    .frozen
+                    .as_ref()
+                    .map(|(at, answer)| HoldAnswer { at: offset(*at), ..answer.clone() }),
+            })
+            .collect()
+    }
+
     /// Why the lease that the server told is not the one that was asked for, if so.
     pub(super) fn lease_gap(&self, answer: &HoldAnswer) -> Option<String> {
-        let asked = in_unit(self.plan.lease, self.plan.lease_unit);
+        // Under the POSIX holder no server ends the hold: its own deadline does.
+        let asked = in_unit(self.plan.lease, self.plan.lease_unit?);
         let said = answer.lease.as_deref().unwrap_or("");
         match said.parse::<u128>() {
             Ok(lease) if lease > 0 && lease <= asked => None,

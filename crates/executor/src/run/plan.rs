@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{ContainerState, MemberEvidence};
 use stillpoint_api::template::{LeaseUnit, LocalRule};
 
@@ -17,6 +18,28 @@ pub struct HoldId(pub usize);
 /// Index of a member in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(pub usize);
+
+/// Index of a cut in its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CutId(pub usize);
+
+/// One request to the snapshot stack: a VolumeSnapshot of one member, or a VolumeGroupSnapshot of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutPlan {
+    /// Its members: exactly one, unless it is a group.
+    pub members: Vec<MemberId>,
+    /// Whether it is a VolumeGroupSnapshot.
+    pub group: bool,
+    /// The stage in which it is asked for (docs/design/freeze.md §2.5).
+    pub stage: u32,
+}
+
+impl CutPlan {
+    /// A VolumeSnapshot of one member in the first stage.
+    pub fn single(member: MemberId) -> Self {
+        Self { members: vec![member], group: false, stage: 0 }
+    }
+}
 
 /// Index of an application in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +62,11 @@ pub struct Plan {
     pub holds: Vec<HoldPlan>,
     /// The members.
     pub members: Vec<MemberEvidence>,
+    /// The cuts: every member is in exactly one.
+    pub cuts: Vec<CutPlan>,
+    /// Until when FREEZE and snapshot requests may be written: the last confirmed renewal of the claim and half its
+    /// duration (docs/design/freeze.md §5).
+    pub fence: Mono,
 }
 
 /// One hold of the plan.
@@ -60,8 +88,17 @@ pub struct HoldPlan {
     pub locks: bool,
     /// Lease that each beat asks for.
     pub lease: Duration,
-    /// Unit in which the server tells its lease.
-    pub lease_unit: LeaseUnit,
+    /// Unit in which the server tells its lease; `None`: no server ends this hold, as under the POSIX holder, whose own
+    /// deadline does.
+    pub lease_unit: Option<LeaseUnit>,
+    /// Lower freezes first and thaws last; equal orders go together.
+    pub order: i32,
+    /// Stages of its cut: 1, or more with statements between them (docs/design/freeze.md §2.5).
+    pub stages: u32,
+    /// Whether the client is tried to stop at its first error before it is trusted.
+    pub canary: bool,
+    /// Whether the template can tell that writers are stuck behind a lock that was not acquired.
+    pub stall_probe: bool,
     /// How the server says that it is this container's.
     pub local: Option<LocalRule>,
     /// Facts whose values are paths that must lie on a member.
@@ -70,7 +107,22 @@ pub struct HoldPlan {
     pub mount_paths: Vec<String>,
 }
 
+impl HoldPlan {
+    /// Whether the attempt depends on it: an observer of one stage costs evidence only, a staged one carries what a
+    /// restore needs.
+    pub const fn essential(&self) -> bool {
+        self.locks || self.stages > 1
+    }
+}
+
 impl Plan {
+    /// Number of stages over all holds and cuts; at least 1.
+    pub fn stages(&self) -> u32 {
+        let of_cuts = self.cuts.iter().map(|cut| cut.stage + 1).max().unwrap_or(1);
+        let of_holds = self.holds.iter().map(|hold| hold.stages).max().unwrap_or(1);
+        of_cuts.max(of_holds).max(1)
+    }
+
     /// Time from t0 by which every cut must have been seen.
     pub fn cut_budget(&self) -> Duration {
         self.max_hold.saturating_sub(THAW_RESERVE)

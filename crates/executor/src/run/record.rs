@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{HoldAnswer, HoldEvidence, MemberEvidence, Offset, Window};
 
-use super::{Now, Run};
+use super::{MemberId, Now, Run};
 
 /// The evidence of an attempt, as far as it got.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +27,9 @@ impl Run {
             .holds
             .iter()
             .map(|hold| HoldEvidence {
+                order: hold.plan.order,
+                stages: hold.stage_evidence(offset),
+                late_beats: hold.late_beats,
                 application: hold.plan.application.clone(),
                 pod_name: hold.plan.pod_name.clone(),
                 pod_uid: hold.plan.pod_uid.clone(),
@@ -51,11 +54,16 @@ impl Run {
         let members = self
             .members
             .iter()
-            .map(|member| MemberEvidence {
-                post_sent: member.post_sent.map(offset),
-                posted: member.posted.as_ref().map(|(at, _)| offset(*at)),
-                signal: member.cut.as_ref().map(|(at, _)| offset(*at)),
-                ..member.evidence.clone()
+            .enumerate()
+            .map(|(index, member)| {
+                let cut = self.cuts.iter().find(|cut| cut.plan.members.contains(&MemberId(index)));
+                MemberEvidence {
+                    stage: cut.map_or(0, |cut| cut.plan.stage),
+                    post_sent: cut.and_then(|cut| cut.post_sent).map(offset),
+                    posted: cut.and_then(|cut| cut.posted.as_ref()).map(|(at, _)| offset(*at)),
+                    signal: cut.and_then(|cut| cut.seen.as_ref()).map(|(at, _)| offset(*at)),
+                    ..member.clone()
+                }
             })
             .collect();
         Record { holds, members, window: self.window() }
@@ -64,7 +72,7 @@ impl Run {
     fn window(&self) -> Option<Window> {
         let t0 = self.t0?;
         let offset = |at: Mono| offset(Some(t0), at);
-        let all_cut = self.members.iter().all(|member| member.cut.is_some());
+        let all_cut = self.cuts.iter().all(|cut| cut.seen.is_some());
         let thawed = self
             .holds
             .iter()
@@ -74,11 +82,11 @@ impl Run {
         Some(Window {
             started_at: Some(MicroTime(t0.wall)),
             locked: self.acquired.map(offset),
-            cut_start: self.members.iter().filter_map(|member| member.post_sent).min().map(offset),
+            cut_start: self.cuts.iter().filter_map(|cut| cut.post_sent).min().map(offset),
             cut_end: self
-                .members
+                .cuts
                 .iter()
-                .filter_map(|member| member.cut.as_ref().map(|(at, _)| *at))
+                .filter_map(|cut| cut.seen.as_ref().map(|(at, _)| *at))
                 .max()
                 .filter(|_| all_cut)
                 .map(offset),

@@ -1,24 +1,32 @@
-//! The way forward: one function per event, up to the release. A `match` on the state has no catch-all.
-//! How an attempt ends otherwise is in `unwind`, what time does in `timers`.
+//! The way forward: one function per event, up to the last cut. A `match` on the state has no catch-all.
+//! The release is in `release`, how an attempt ends otherwise in `unwind`, what time does in `timers`.
+
+use std::time::Duration;
 
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::HoldAnswer;
 
-use super::hold::{BEAT_EVERY, HoldPhase};
-use super::timers::{fired, lease_left};
+use super::hold::{BEAT_EVERY, FOREIGN_FREEZE, HeldStage, HoldPhase, LATE};
+use super::release::{release, release_next};
+use super::stall::probed;
+use super::timers::fired;
 use super::unwind::{
-    close_all, give_up, hold_ended, lose, member_failed, pod_changed, record, record_when_thawed, refused,
-    snapshot_failed, thaw_deadline,
+    close_all, cut_failed, give_up, hold_ended, lose, pod_changed, record, refused, snapshot_failed,
 };
 use super::{
-    Abort, CutSeen, Effect, End, Entry, Event, HoldId, MemberId, Now, OPEN_WITHIN, Reason, Run, State, Timer,
-    Word,
+    Abort, CutId, CutSeen, Effect, End, Entry, Event, HoldId, MemberId, Now, OPEN_WITHIN, Reason, Run, State,
+    Timer, Word,
 };
+
+/// What a hold may last beyond the promise in the pod: the controller's own end comes first (docs/design/freeze.md §3).
+const PAST_PROMISE: Duration = Duration::from_secs(4);
 
 pub(super) fn take(run: &mut Run, event: Event, now: Now, out: &mut Vec<Effect>) {
     match event {
         Event::Start => start(run, now, out),
-        Event::Prepared { result, .. } => prepared(run, result, now, out),
+        Event::Prepared { result, .. } | Event::CanaryChecked { result, .. } => {
+            prepared(run, result, now, out);
+        }
         Event::HoldSaid { hold, word } => said(run, hold, word, now, out),
         Event::ClosingWritten { hold } => {
             if let Some(hold) = run.holds.get_mut(hold.0) {
@@ -26,19 +34,22 @@ pub(super) fn take(run: &mut Run, event: Event, now: Now, out: &mut Vec<Effect>)
             }
         }
         Event::HoldEnded { hold, why } => hold_ended(run, hold, why, now, out),
-        Event::Posted { member, uid } => posted(run, member, uid, now, out),
-        Event::PostFailed { member, why } => member_failed(run, member, why, now, out),
-        Event::ContentSeen { member } => {
-            if let Some(member) = run.members.get_mut(member.0) {
-                member.stack_seen = true;
+        Event::Posted { cut, uid } => posted(run, cut, uid, now, out),
+        Event::PostFailed { cut, why } => cut_failed(run, cut, why, now, out),
+        Event::ContentSeen { cut } => {
+            if let Some(cut) = run.cuts.get_mut(cut.0) {
+                cut.stack_seen = true;
             }
         }
-        Event::CutSeen { member, cut } => cut_seen(run, member, cut, now, out),
-        Event::SnapshotFailed { member, message } => {
-            let why = snapshot_failed(run, member, &message);
-            member_failed(run, member, why, now, out);
+        Event::CutSeen { cut, seen } => cut_seen(run, cut, seen, now, out),
+        Event::SnapshotFailed { cut, message } => {
+            let why = snapshot_failed(run, cut, &message);
+            cut_failed(run, cut, why, now, out);
         }
         Event::PodChanged { what } => pod_changed(run, &what, now, out),
+        Event::ClaimRenewed { fence } => run.fence = run.fence.max(fence),
+        Event::ClaimLost { why } => give_up(run, Abort::new(Reason::ClaimLost, why), now, out),
+        Event::StallProbed { hold, result } => probed(run, hold, result, now, out),
         Event::Written => written(run, now, out),
         Event::WriteRefused { why } => refused(run, why, out),
         Event::Stop { why } => give_up(run, why, now, out),
@@ -50,9 +61,12 @@ fn start(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
     if run.state != State::New {
         return;
     }
-    let left = run.plan.prepares.len();
-    run.state = State::Preparing { left };
+    let before = out.len();
     out.extend(run.plan.prepares.iter().copied().map(Effect::RunPrepare));
+    let tried = run.plan.holds.iter().enumerate().filter(|(_, hold)| hold.canary);
+    out.extend(tried.map(|(index, _)| Effect::CheckCanary(HoldId(index))));
+    let left = out.len() - before;
+    run.state = State::Preparing { left };
     if left == 0 {
         open(run, now, out);
     }
@@ -92,9 +106,24 @@ fn journal_when_ready(run: &mut Run, out: &mut Vec<Effect>) {
 fn said(run: &mut Run, id: HoldId, word: Word, now: Now, out: &mut Vec<Effect>) {
     let Some(hold) = run.holds.get_mut(id.0) else { return };
     match word {
-        Word::Evidence { key, value } => hold.keep_fact(key, value),
+        Word::Evidence { key, value } => {
+            let foreign = key == FOREIGN_FREEZE && value != "0" && hold.frozen.is_none();
+            hold.keep_fact(key, value);
+            if foreign && hold.alive() {
+                hold.foreign = true;
+                let why = Abort::new(
+                    Reason::ForeignFreeze,
+                    format!(
+                        "{}: it is frozen already, by somebody else; nothing was run and nothing is thawed: see who froze \
+                         it, and thaw it there",
+                        hold.place()
+                    ),
+                );
+                lose(run, id, why, now, out);
+            }
+        }
         Word::Ready(answer) => ready(run, id, answer, now, out),
-        Word::Frozen(answer) => frozen(run, id, answer, now, out),
+        Word::Frozen { stage, answer } => frozen(run, id, stage, answer, now, out),
         Word::Held { index, answer } => held(run, id, index, answer, now, out),
         Word::Thawed => thawed(run, id, now, out),
         // The holder tries again by itself until its own bound; its stream's end decides.
@@ -118,6 +147,8 @@ fn ready(run: &mut Run, id: HoldId, answer: HoldAnswer, now: Now, out: &mut Vec<
         .lease_gap(&answer)
         .map(|why| Abort::new(Reason::LeaseNotSet, why))
         .or_else(|| {
+            // Commands run in the container itself; a session's server must say that it is this container's.
+            hold.plan.lease_unit?;
             crate::verdict::local_gap(hold.plan.local.as_ref(), &hold.plan.pod_name, &answer).map(|why| {
                 let what = format!(
                     "{}: {why}; the hook must reach the server by its unix socket or loopback, a Service address or \
@@ -142,31 +173,87 @@ fn ready(run: &mut Run, id: HoldId, answer: HoldAnswer, now: Now, out: &mut Vec<
         give_up(run, why, now, out);
         return;
     }
-    out.push(Effect::Schedule { timer: Timer::Beat(id), at: now.mono + BEAT_EVERY });
+    arm_beat(run, id, now.mono, out);
     journal_when_ready(run, out);
 }
 
-/// t0: the journal covers the cut, every session is READY. FREEZE goes to every hold.
+/// The next beat of a hold is due one interval from now; timers of earlier phases are forgotten.
+pub(super) fn arm_beat(run: &mut Run, id: HoldId, now: Mono, out: &mut Vec<Effect>) {
+    if let Some(hold) = run.holds.get_mut(id.0) {
+        let at = now + BEAT_EVERY;
+        hold.beat_due = Some(at);
+        out.push(Effect::Schedule { timer: Timer::Beat(id), at });
+    }
+}
+
+/// t0: the journal covers the cut, every session is READY. FREEZE goes to the holds of the lowest order.
 fn freeze(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
     run.t0 = Some(now);
     run.state = State::Acquiring;
+    for index in 0..run.holds.len() {
+        let at = now.mono + run.plan.max_hold;
+        out.push(Effect::CloseAt { hold: HoldId(index), at });
+    }
+    out.push(Effect::Schedule { timer: Timer::Acquire, at: now.mono + run.plan.acquire_timeout });
+    out.push(Effect::Schedule { timer: Timer::Cut, at: now.mono + run.plan.cut_budget() });
+    freeze_next(run, now, out);
+}
+
+/// Freezes the next order, or begins to cut when every hold is FROZEN.
+fn freeze_next(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
+    let Some(t0) = run.t0.map(|t0| t0.mono) else { return };
+    if run.state != State::Acquiring || run.holds.iter().any(|hold| hold.phase == HoldPhase::Freezing) {
+        return;
+    }
+    let waiting = run.holds.iter().filter(|hold| hold.phase == HoldPhase::Ready);
+    let Some(order) = waiting.map(|hold| hold.plan.order).min() else {
+        run.acquired = Some(now.mono);
+        cut_stage(run, 0, now, out);
+        return;
+    };
+    if behind_fence(run, now, out) {
+        return;
+    }
     let acquire = run.plan.acquire_timeout;
+    let not_after = run.fence.min(t0 + acquire);
+    let within = (t0 + run.plan.max_hold + PAST_PROMISE).since(now.mono);
     for (index, hold) in run.holds.iter_mut().enumerate() {
+        if hold.phase != HoldPhase::Ready || hold.plan.order != order {
+            continue;
+        }
         hold.phase = HoldPhase::Freezing;
         hold.freeze_sent = Some(now.mono);
         // A beat that is still unanswered is answered before FROZEN: the session executes in order.
         let id = HoldId(index);
-        out.push(Effect::SendFreeze { hold: id, lease: hold.plan.lease, acquire });
-        out.push(Effect::CloseAt { hold: id, at: now.mono + run.plan.max_hold });
+        out.push(Effect::SendFreeze { hold: id, lease: hold.plan.lease, acquire, within, not_after });
     }
-    out.push(Effect::Schedule { timer: Timer::Acquire, at: now.mono + acquire });
-    out.push(Effect::Schedule { timer: Timer::Cut, at: now.mono + run.plan.cut_budget() });
-    cut_when_frozen(run, now, out);
 }
 
-fn frozen(run: &mut Run, id: HoldId, answer: HoldAnswer, now: Now, out: &mut Vec<Effect>) {
+/// Whether the claim may have passed to somebody else; then the attempt is given up.
+fn behind_fence(run: &mut Run, now: Now, out: &mut Vec<Effect>) -> bool {
+    if now.mono <= run.fence {
+        return false;
+    }
+    let why = "the claim on the run was not renewed in time, and somebody else may own it by now";
+    give_up(run, Abort::new(Reason::ClaimLost, why), now, out);
+    true
+}
+
+fn frozen(run: &mut Run, id: HoldId, stage: u32, answer: HoldAnswer, now: Now, out: &mut Vec<Effect>) {
     let Some(hold) = run.holds.get_mut(id.0) else { return };
-    if hold.phase != HoldPhase::Freezing {
+    let expected = match hold.phase {
+        HoldPhase::Freezing => 0,
+        HoldPhase::Staging { stage } => stage,
+        HoldPhase::Planned
+        | HoldPhase::Opening
+        | HoldPhase::Ready
+        | HoldPhase::Frozen
+        | HoldPhase::Closing
+        | HoldPhase::Thawing
+        | HoldPhase::Thawed
+        | HoldPhase::Gone { .. } => return,
+    };
+    if stage != expected {
         return;
     }
     hold.phase = HoldPhase::Frozen;
@@ -180,90 +267,142 @@ fn frozen(run: &mut Run, id: HoldId, answer: HoldAnswer, now: Now, out: &mut Vec
             )
         })
     });
-    hold.frozen = Some((now.mono, answer));
+    if stage == 0 {
+        hold.frozen = Some((now.mono, answer));
+    } else if let Some(held) = hold.stages.iter_mut().find(|held| held.number == stage) {
+        held.frozen = Some((now.mono, answer));
+    }
     if let Some(why) = gap {
         give_up(run, why, now, out);
         return;
     }
-    if run.state == State::Acquiring {
-        out.push(Effect::Schedule { timer: Timer::Beat(id), at: now.mono + BEAT_EVERY });
-        cut_when_frozen(run, now, out);
-    }
-}
-
-/// t1: all snapshots are asked for at once.
-fn cut_when_frozen(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
-    if run.state != State::Acquiring || !run.holds.iter().all(|hold| hold.phase == HoldPhase::Frozen) {
-        return;
-    }
-    run.state = State::Cutting;
-    run.acquired = Some(now.mono);
-    for (index, member) in run.members.iter_mut().enumerate() {
-        member.post_sent = Some(now.mono);
-        out.push(Effect::PostSnapshot(MemberId(index)));
-    }
-    out.push(Effect::Schedule { timer: Timer::Stack, at: now.mono + run.plan.stack_patience });
-    release_when_cut(run, now, out);
-}
-
-fn posted(run: &mut Run, id: MemberId, uid: String, now: Now, out: &mut Vec<Effect>) {
-    let Some(member) = run.members.get_mut(id.0) else { return };
-    member.evidence.volume_snapshot_uid = Some(uid.clone());
-    member.posted = Some((now.mono, uid));
-    if let Some((at, cut)) = member.early.take() {
-        // The signal's time is when it was received, even though our own 201 came later.
-        accept_cut(run, id, cut, at, now, out);
-    }
-}
-
-fn cut_seen(run: &mut Run, id: MemberId, cut: CutSeen, now: Now, out: &mut Vec<Effect>) {
-    let Some(member) = run.members.get_mut(id.0) else { return };
-    member.stack_seen = true;
-    if member.posted.is_none() {
-        member.early = Some((now.mono, cut));
-        return;
-    }
-    accept_cut(run, id, cut, now.mono, now, out);
-}
-
-fn accept_cut(run: &mut Run, id: MemberId, cut: CutSeen, at: Mono, now: Now, out: &mut Vec<Effect>) {
-    let Some(member) = run.members.get_mut(id.0) else { return };
-    let ours = member.posted.as_ref().is_some_and(|(_, uid)| *uid == cut.snapshot_uid);
-    // A handle counts only on the content of the very object that our own 201 named.
-    if !ours || member.cut.is_some() || member.failed.is_some() {
-        return;
-    }
-    member.evidence.content = Some(cut.content.clone());
-    member.evidence.handle = Some(cut.handle.clone());
-    member.evidence.creation_time = cut.creation_time;
-    member.evidence.content_volume_handle.clone_from(&cut.volume_handle);
-    member.cut = Some((at, cut));
-    release_when_cut(run, now, out);
-}
-
-/// t2: when the last cut signal has been processed, one write per hold carries the closing beat and the thaw.
-pub(super) fn release_when_cut(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
-    if run.state != State::Cutting
-        || !run.members.iter().all(|member| member.cut.is_some() || member.failed.is_some())
-    {
-        return;
-    }
-    run.state = State::Releasing;
-    let lease = lease_left(run, now.mono);
-    for (index, hold) in run.holds.iter_mut().enumerate() {
-        if hold.phase != HoldPhase::Frozen {
-            continue;
+    match run.state {
+        State::Acquiring => {
+            arm_beat(run, id, now.mono, out);
+            freeze_next(run, now, out);
         }
-        let beat = hold.next_beat;
-        hold.next_beat += 1;
-        hold.phase = HoldPhase::Closing;
-        hold.closing = Some((beat, now.mono));
-        hold.thaw_sent = Some(now.mono);
-        let lease = lease.min(hold.plan.lease);
-        out.push(Effect::SendClosing { hold: HoldId(index), index: beat, lease });
+        State::Staging { stage } => {
+            arm_beat(run, id, now.mono, out);
+            cut_when_staged(run, stage, now, out);
+        }
+        State::New
+        | State::Preparing { .. }
+        | State::Opening
+        | State::Journalling { .. }
+        | State::Cutting { .. }
+        | State::Releasing
+        | State::Unwinding { .. }
+        | State::Unquiescing { .. }
+        | State::Recording { .. }
+        | State::Ended => {}
     }
-    out.push(Effect::Schedule { timer: Timer::Thaw, at: thaw_deadline(run, now.mono) });
-    record_when_thawed(run, out);
+}
+
+fn cut_when_staged(run: &mut Run, stage: u32, now: Now, out: &mut Vec<Effect>) {
+    if !run.holds.iter().any(|hold| matches!(hold.phase, HoldPhase::Staging { .. })) {
+        cut_stage(run, stage, now, out);
+    }
+}
+
+/// All snapshots of a stage are asked for at once.
+fn cut_stage(run: &mut Run, stage: u32, now: Now, out: &mut Vec<Effect>) {
+    let Some(t0) = run.t0.map(|t0| t0.mono) else { return };
+    if run.cuts.iter().any(|cut| cut.plan.stage == stage) && behind_fence(run, now, out) {
+        return;
+    }
+    run.state = State::Cutting { stage };
+    let not_after = run.fence.min(t0 + run.plan.cut_budget());
+    let mut posted = false;
+    for (index, cut) in run.cuts.iter_mut().enumerate() {
+        if cut.plan.stage == stage {
+            posted = true;
+            cut.post_sent = Some(now.mono);
+            out.push(Effect::PostSnapshot { cut: CutId(index), not_after });
+        }
+    }
+    if posted {
+        out.push(Effect::Schedule { timer: Timer::Stack, at: now.mono + run.plan.stack_patience });
+    }
+    go_on_when_cut(run, now, out);
+}
+
+fn posted(run: &mut Run, id: CutId, uid: String, now: Now, out: &mut Vec<Effect>) {
+    let Some(cut) = run.cuts.get_mut(id.0) else { return };
+    for MemberId(index) in &cut.plan.members {
+        let Some(member) = run.members.get_mut(*index) else { continue };
+        match &mut member.group {
+            Some(group) => group.uid = Some(uid.clone()),
+            None => member.volume_snapshot_uid = Some(uid.clone()),
+        }
+    }
+    cut.posted = Some((now.mono, uid));
+    if let Some((at, seen)) = cut.early.take() {
+        // The signal's time is when it was received, even though our own 201 came later.
+        accept_cut(run, id, seen, at, now, out);
+    }
+}
+
+fn cut_seen(run: &mut Run, id: CutId, seen: CutSeen, now: Now, out: &mut Vec<Effect>) {
+    let Some(cut) = run.cuts.get_mut(id.0) else { return };
+    cut.stack_seen = true;
+    if cut.posted.is_none() {
+        cut.early = Some((now.mono, seen));
+        return;
+    }
+    accept_cut(run, id, seen, now.mono, now, out);
+}
+
+fn accept_cut(run: &mut Run, id: CutId, seen: CutSeen, at: Mono, now: Now, out: &mut Vec<Effect>) {
+    let Some(cut) = run.cuts.get_mut(id.0) else { return };
+    let ours = cut.posted.as_ref().is_some_and(|(_, uid)| *uid == seen.snapshot_uid);
+    // A handle counts only on the content of the very object that our own 201 named.
+    if !ours || !cut.open() {
+        return;
+    }
+    for MemberId(index) in &cut.plan.members {
+        let Some(member) = run.members.get_mut(*index) else { continue };
+        member.creation_time = seen.creation_time;
+        match &mut member.group {
+            Some(group) => {
+                group.content = Some(seen.content.clone());
+                group.handle = Some(seen.handle.clone());
+                // Its own volume, if the group has it; a group without it did not cut this member.
+                member.content_volume_handle =
+                    seen.volume_handles.iter().find(|handle| **handle == member.volume_handle).cloned();
+            }
+            None => {
+                member.content = Some(seen.content.clone());
+                member.handle = Some(seen.handle.clone());
+                member.content_volume_handle = seen.volume_handles.first().cloned();
+            }
+        }
+    }
+    cut.seen = Some((at, seen));
+    go_on_when_cut(run, now, out);
+}
+
+/// When every cut of the stage was seen: the next stage, or the release.
+pub(super) fn go_on_when_cut(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
+    let State::Cutting { stage } = run.state else { return };
+    if run.cuts.iter().any(|cut| cut.plan.stage == stage && cut.open()) {
+        return;
+    }
+    let next = stage + 1;
+    if next >= run.plan.stages() {
+        release(run, now, out);
+        return;
+    }
+    run.state = State::Staging { stage: next };
+    let acquire = run.plan.acquire_timeout;
+    for (index, hold) in run.holds.iter_mut().enumerate() {
+        if hold.phase == HoldPhase::Frozen && hold.plan.stages > next {
+            hold.phase = HoldPhase::Staging { stage: next };
+            hold.stages.push(HeldStage { number: next, sent: now.mono, frozen: None });
+            out.push(Effect::SendStage { hold: HoldId(index), stage: next, lease: hold.plan.lease, acquire });
+        }
+    }
+    out.push(Effect::Schedule { timer: Timer::Stage, at: now.mono + acquire });
+    cut_when_staged(run, next, now, out);
 }
 
 fn held(run: &mut Run, id: HoldId, index: u32, answer: HoldAnswer, now: Now, out: &mut Vec<Effect>) {
@@ -274,8 +413,9 @@ fn held(run: &mut Run, id: HoldId, index: u32, answer: HoldAnswer, now: Now, out
         hold.held.get_or_insert((now.mono, answer));
         return;
     }
-    if hold.outstanding.is_none_or(|(sent, _)| sent != index) {
-        return;
+    let Some((_, sent)) = hold.outstanding.filter(|(sent, _)| *sent == index) else { return };
+    if now.mono.since(sent) > LATE {
+        hold.late_beats += 1;
     }
     hold.outstanding = None;
     let before = hold.frozen.as_ref().or(hold.ready.as_ref()).map(|(_, answer)| answer);
@@ -298,13 +438,14 @@ fn thawed(run: &mut Run, id: HoldId, now: Now, out: &mut Vec<Effect>) {
             hold.thawed = Some(now.mono);
             hold.phase = HoldPhase::Thawed;
             out.push(Effect::CloseHold(id));
-            record_when_thawed(run, out);
+            release_next(run, now, out);
         }
         HoldPhase::Planned
         | HoldPhase::Opening
         | HoldPhase::Ready
         | HoldPhase::Freezing
         | HoldPhase::Frozen
+        | HoldPhase::Staging { .. }
         | HoldPhase::Thawed
         | HoldPhase::Gone { .. } => {}
     }
@@ -326,9 +467,11 @@ fn written(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         | State::Preparing { .. }
         | State::Opening
         | State::Acquiring
-        | State::Cutting
+        | State::Cutting { .. }
+        | State::Staging { .. }
         | State::Releasing
         | State::Unwinding { .. }
+        | State::Unquiescing { .. }
         | State::Ended => {}
     }
 }

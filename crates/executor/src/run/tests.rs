@@ -27,7 +27,11 @@ fn hold(index: usize, locks: bool) -> HoldPlan {
         nonce: format!("n{index}"),
         locks,
         lease: Duration::from_secs(10),
-        lease_unit: LeaseUnit::Seconds,
+        lease_unit: Some(LeaseUnit::Seconds),
+        order: 0,
+        stages: 1,
+        canary: false,
+        stall_probe: false,
         local: Some(LocalRule { key: "host".into(), equals: LocalValue::PodHostname }),
         data_paths: vec!["datadir".into()],
         mount_paths: vec!["/data".into()],
@@ -45,6 +49,8 @@ fn plan(holds: Vec<HoldPlan>, members: usize) -> Plan {
         members: (0..members)
             .map(|index| MemberEvidence { claim_name: format!("claim-{index}"), ..MemberEvidence::default() })
             .collect(),
+        cuts: (0..members).map(|index| CutPlan::single(MemberId(index))).collect(),
+        fence: Mono::from_origin(Duration::MAX),
     }
 }
 
@@ -110,17 +116,17 @@ impl World {
         }
         world.take(Event::Written);
         for index in 0..holds {
-            world.say(index, Word::Frozen(answer(index)));
+            world.say(index, Word::Frozen { stage: 0, answer: answer(index) });
         }
         world
     }
 
     fn cut(&mut self, member: usize) -> Vec<Effect> {
         let uid = format!("s{member}");
-        self.take(Event::Posted { member: MemberId(member), uid: uid.clone() });
+        self.take(Event::Posted { cut: CutId(member), uid: uid.clone() });
         let cut =
             CutSeen { snapshot_uid: uid, handle: "h".into(), content: "c".into(), ..CutSeen::default() };
-        self.take(Event::CutSeen { member: MemberId(member), cut })
+        self.take(Event::CutSeen { cut: CutId(member), seen: cut })
     }
 
     fn end(&self) -> Option<&End> {
@@ -140,7 +146,7 @@ impl World {
 }
 
 fn is_post(effect: &Effect) -> bool {
-    matches!(effect, Effect::PostSnapshot(_))
+    matches!(effect, Effect::PostSnapshot { .. })
 }
 
 fn is_freeze(effect: &Effect) -> bool {
@@ -157,9 +163,9 @@ fn a_freeze_is_journalled_before_it_is_sent_and_the_cut_follows_every_lock() {
     assert_eq!(world.count(is_freeze), 0);
     world.take(Event::Written);
     assert_eq!(world.count(is_freeze), 2);
-    world.say(0, Word::Frozen(answer(0)));
+    world.say(0, Word::Frozen { stage: 0, answer: answer(0) });
     assert_eq!(world.count(is_post), 0, "one lock is not all locks");
-    world.say(1, Word::Frozen(answer(1)));
+    world.say(1, Word::Frozen { stage: 0, answer: answer(1) });
     assert_eq!(world.count(is_post), 2);
 }
 
@@ -183,9 +189,9 @@ fn a_hold_is_released_in_one_write_once_every_cut_was_seen() {
 #[test]
 fn a_cut_of_somebody_elses_snapshot_does_not_count() {
     let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
-    world.take(Event::Posted { member: MemberId(0), uid: "ours".into() });
+    world.take(Event::Posted { cut: CutId(0), uid: "ours".into() });
     let foreign = CutSeen { snapshot_uid: "theirs".into(), handle: "h".into(), ..CutSeen::default() };
-    assert!(world.take(Event::CutSeen { member: MemberId(0), cut: foreign }).is_empty());
+    assert!(world.take(Event::CutSeen { cut: CutId(0), seen: foreign }).is_empty());
     assert!(world.run.frozen());
 }
 
@@ -193,9 +199,9 @@ fn a_cut_of_somebody_elses_snapshot_does_not_count() {
 fn a_cut_that_overtakes_its_201_counts_from_when_it_was_seen() {
     let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
     let cut = CutSeen { snapshot_uid: "ours".into(), handle: "h".into(), ..CutSeen::default() };
-    assert!(world.take(Event::CutSeen { member: MemberId(0), cut }).is_empty());
+    assert!(world.take(Event::CutSeen { cut: CutId(0), seen: cut }).is_empty());
     world.now += Duration::from_millis(5);
-    let effects = world.take(Event::Posted { member: MemberId(0), uid: "ours".into() });
+    let effects = world.take(Event::Posted { cut: CutId(0), uid: "ours".into() });
     assert!(matches!(effects[0], Effect::SendClosing { .. }));
     let member = &world.run.evidence().members[0];
     assert!(member.signal < member.posted);
@@ -212,7 +218,7 @@ fn beats_renew_the_lease_while_ready_and_while_frozen_but_not_while_acquiring() 
     world.take(Event::Written);
     world.pass(Duration::from_secs(5));
     assert_eq!(beats(&world), 1, "none between FREEZE and FROZEN");
-    world.say(0, Word::Frozen(answer(0)));
+    world.say(0, Word::Frozen { stage: 0, answer: answer(0) });
     world.pass(Duration::from_secs(2));
     assert_eq!(beats(&world), 2);
 }
@@ -220,7 +226,7 @@ fn beats_renew_the_lease_while_ready_and_while_frozen_but_not_while_acquiring() 
 #[test]
 fn an_unanswered_beat_is_a_lost_hold_before_the_lease_ends() {
     let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
-    world.take(Event::ContentSeen { member: MemberId(0) });
+    world.take(Event::ContentSeen { cut: CutId(0) });
     world.pass(Duration::from_secs(2));
     world.pass(Duration::from_millis(6_900));
     assert!(world.aborted().is_none());
@@ -232,7 +238,7 @@ fn an_unanswered_beat_is_a_lost_hold_before_the_lease_ends() {
 #[test]
 fn a_server_that_changes_under_the_lock_is_a_lost_hold() {
     let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
-    world.take(Event::ContentSeen { member: MemberId(0) });
+    world.take(Event::ContentSeen { cut: CutId(0) });
     world.pass(Duration::from_secs(2));
     let mut other = answer(0);
     other.identity.insert("conn".into(), "8".into());
@@ -259,7 +265,7 @@ fn a_lock_that_is_not_acquired_in_time_cuts_nothing() {
     world.say(0, Word::Ready(answer(0)));
     world.say(1, Word::Ready(answer(1)));
     world.take(Event::Written);
-    world.say(0, Word::Frozen(answer(0)));
+    world.say(0, Word::Frozen { stage: 0, answer: answer(0) });
     world.pass(Duration::from_secs(4));
     assert_eq!(world.count(is_post), 0);
     assert_eq!(world.count(|effect| matches!(effect, Effect::SendThaw(_))), 2);
@@ -270,8 +276,8 @@ fn a_lock_that_is_not_acquired_in_time_cuts_nothing() {
 #[test]
 fn no_cut_by_the_deadline_means_thaw() {
     let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
-    world.take(Event::Posted { member: MemberId(0), uid: "s".into() });
-    world.take(Event::ContentSeen { member: MemberId(0) });
+    world.take(Event::Posted { cut: CutId(0), uid: "s".into() });
+    world.take(Event::ContentSeen { cut: CutId(0) });
     for index in 1..=14 {
         world.pass(Duration::from_secs(2));
         world.say(0, Word::Held { index, answer: answer(0) });
@@ -284,7 +290,7 @@ fn no_cut_by_the_deadline_means_thaw() {
 #[test]
 fn a_silent_snapshot_stack_ends_the_freeze_early() {
     let mut world = World::to_cutting(plan(vec![hold(0, true)], 1));
-    world.take(Event::Posted { member: MemberId(0), uid: "s".into() });
+    world.take(Event::Posted { cut: CutId(0), uid: "s".into() });
     world.pass(Duration::from_secs(6));
     world.say(0, Word::Thawed);
     assert_eq!(world.aborted(), Some(Reason::SnapshotStackSilent));
@@ -294,7 +300,7 @@ fn a_silent_snapshot_stack_ends_the_freeze_early() {
 fn a_refused_snapshot_ends_the_freeze_at_once_when_proof_is_required() {
     let mut world = World::to_cutting(plan(vec![hold(0, true)], 2));
     world.cut(0);
-    let effects = world.take(Event::SnapshotFailed { member: MemberId(1), message: "quota".into() });
+    let effects = world.take(Event::SnapshotFailed { cut: CutId(1), message: "quota".into() });
     assert!(effects.contains(&Effect::SendThaw(HoldId(0))));
 }
 
@@ -303,7 +309,7 @@ fn a_refused_snapshot_does_not_cost_the_others_when_proof_is_not_required() {
     let mut relaxed = plan(vec![hold(0, true)], 2);
     relaxed.required = false;
     let mut world = World::to_cutting(relaxed);
-    world.take(Event::SnapshotFailed { member: MemberId(1), message: "quota".into() });
+    world.take(Event::SnapshotFailed { cut: CutId(1), message: "quota".into() });
     assert!(world.run.frozen());
     let effects = world.cut(0);
     assert!(matches!(effects[0], Effect::SendClosing { .. }));
@@ -400,7 +406,7 @@ fn the_last_beat_cannot_outlive_the_promise() {
     let mut short = plan(vec![hold(0, true)], 1);
     short.max_hold = Duration::from_secs(5);
     let mut world = World::to_cutting(short);
-    world.take(Event::ContentSeen { member: MemberId(0) });
+    world.take(Event::ContentSeen { cut: CutId(0) });
     world.pass(Duration::from_secs(2));
     let leases: Vec<Duration> = world
         .sent
@@ -417,4 +423,271 @@ fn without_holds_the_cut_follows_the_journal() {
     assert_eq!(world.count(is_post), 1);
     world.cut(0);
     assert!(world.sent.contains(&Effect::WriteJournal(Entry::Thawed)));
+}
+
+fn ordered(orders: &[i32]) -> Plan {
+    let holds = orders
+        .iter()
+        .enumerate()
+        .map(|(index, order)| HoldPlan { order: *order, ..hold(index, true) })
+        .collect();
+    plan(holds, 1)
+}
+
+fn frozen_holds(effects: &[Effect]) -> Vec<usize> {
+    let of = |effect: &Effect| match effect {
+        Effect::SendFreeze { hold, .. } => Some(hold.0),
+        _ => None,
+    };
+    effects.iter().filter_map(of).collect()
+}
+
+fn released_holds(effects: &[Effect]) -> Vec<usize> {
+    let of = |effect: &Effect| match effect {
+        Effect::SendClosing { hold, .. } => Some(hold.0),
+        _ => None,
+    };
+    effects.iter().filter_map(of).collect()
+}
+
+impl World {
+    fn ready_and_written(plan: Plan) -> (Self, Vec<Effect>) {
+        let holds = plan.holds.len();
+        let mut world = Self::new(plan);
+        for index in 0..holds {
+            world.say(index, Word::Ready(answer(index)));
+        }
+        let effects = world.take(Event::Written);
+        (world, effects)
+    }
+
+    fn freeze(&mut self, hold: usize) -> Vec<Effect> {
+        self.say(hold, Word::Frozen { stage: 0, answer: answer(hold) })
+    }
+
+    fn release(&mut self, hold: usize) -> Vec<Effect> {
+        self.take(Event::ClosingWritten { hold: HoldId(hold) });
+        self.say(hold, Word::Thawed)
+    }
+}
+
+#[test]
+fn holds_freeze_in_their_order_and_are_released_in_the_reverse_order() {
+    let (mut world, effects) = World::ready_and_written(ordered(&[5, 1, 5]));
+    assert_eq!(frozen_holds(&effects), [1]);
+    assert_eq!(frozen_holds(&world.freeze(1)), [0, 2], "equal orders go together");
+    assert!(!world.freeze(0).iter().any(is_post));
+    assert!(world.freeze(2).iter().any(is_post));
+    assert_eq!(released_holds(&world.cut(0)), [0, 2], "last frozen, first released");
+    assert!(released_holds(&world.release(0)).is_empty(), "the order is not through");
+    assert_eq!(released_holds(&world.release(2)), [1]);
+    assert!(world.release(1).contains(&Effect::WriteJournal(Entry::Thawed)));
+}
+
+#[test]
+fn giving_up_thaws_what_was_frozen_and_closes_what_was_not() {
+    let (mut world, _) = World::ready_and_written(ordered(&[1, 2]));
+    let why = Abort::new(Reason::Shutdown, "stopping");
+    let effects = world.take(Event::Stop { why });
+    assert!(effects.contains(&Effect::SendThaw(HoldId(0))));
+    assert!(
+        effects.contains(&Effect::CloseHold(HoldId(1))) && !effects.contains(&Effect::SendThaw(HoldId(1)))
+    );
+    world.say(0, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::Shutdown));
+}
+
+#[test]
+fn a_hold_lost_while_others_are_being_released_thaws_the_rest_at_once() {
+    let (mut world, _) = World::ready_and_written(ordered(&[1, 2, 3]));
+    for index in 0..3 {
+        world.freeze(index);
+    }
+    world.cut(0);
+    let why = Abort::new(Reason::HoldLost, "killed");
+    let effects = world.take(Event::HoldEnded { hold: HoldId(2), why });
+    assert!(effects.contains(&Effect::SendThaw(HoldId(0))) && effects.contains(&Effect::SendThaw(HoldId(1))));
+    world.say(0, Word::Thawed);
+    world.say(1, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::HoldLost));
+}
+
+#[test]
+fn what_waits_for_its_turn_to_be_released_goes_on_beating() {
+    let (mut world, _) = World::ready_and_written(ordered(&[1, 2]));
+    world.freeze(0);
+    world.freeze(1);
+    world.cut(0);
+    let before = world.count(|effect| matches!(effect, Effect::SendBeat { hold: HoldId(0), .. }));
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.count(|effect| matches!(effect, Effect::SendBeat { hold: HoldId(0), .. })), before + 1);
+}
+
+fn staged() -> Plan {
+    let mut plan = plan(vec![HoldPlan { stages: 2, ..hold(0, false) }, hold(1, true)], 2);
+    plan.cuts[1].stage = 1;
+    plan
+}
+
+#[test]
+fn a_stage_begins_when_every_cut_of_the_one_before_was_seen_and_is_cut_when_it_was_answered() {
+    let mut world = World::to_cutting(staged());
+    assert_eq!(world.count(is_post), 1, "only the first stage");
+    let effects = world.cut(0);
+    assert!(matches!(effects[0], Effect::SendStage { hold: HoldId(0), stage: 1, .. }), "{effects:?}");
+    assert_eq!(world.count(is_post), 1);
+    assert!(
+        world.say(0, Word::Frozen { stage: 0, answer: answer(0) }).is_empty(),
+        "an old stage says nothing"
+    );
+    world.say(0, Word::Frozen { stage: 1, answer: answer(0) });
+    assert_eq!(world.count(is_post), 2);
+    assert!(matches!(world.cut(1)[0], Effect::SendClosing { .. }));
+    let record = world.run.evidence();
+    assert_eq!(record.holds[0].stages.len(), 1);
+    assert!(record.holds[0].stages[0].frozen.is_some());
+    assert_eq!((record.members[0].stage, record.members[1].stage), (0, 1));
+}
+
+#[test]
+fn losing_a_staged_observer_ends_the_attempt_and_a_stage_has_a_bound() {
+    let mut world = World::to_cutting(staged());
+    let why = Abort::new(Reason::HoldLost, "gone");
+    world.take(Event::HoldEnded { hold: HoldId(0), why });
+    world.say(1, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::HoldLost));
+
+    let mut hasty = staged();
+    hasty.acquire_timeout = Duration::from_secs(1);
+    let mut world = World::to_cutting(hasty);
+    world.cut(0);
+    world.pass(Duration::from_secs(1));
+    world.say(0, Word::Thawed);
+    world.say(1, Word::Thawed);
+    assert_eq!(world.aborted(), Some(Reason::StageFailed));
+}
+
+#[test]
+fn a_group_is_one_cut_and_every_member_must_be_in_it() {
+    let mut grouped = plan(vec![hold(0, true)], 2);
+    for (index, member) in grouped.members.iter_mut().enumerate() {
+        member.volume_handle = format!("v{index}");
+        member.group = Some(stillpoint_api::evidence::GroupEvidence::default());
+    }
+    grouped.cuts = vec![CutPlan { members: vec![MemberId(0), MemberId(1)], group: true, stage: 0 }];
+    let mut world = World::to_cutting(grouped);
+    assert_eq!(world.count(is_post), 1);
+    world.take(Event::Posted { cut: CutId(0), uid: "g".into() });
+    let seen = CutSeen {
+        snapshot_uid: "g".into(),
+        handle: "h".into(),
+        volume_handles: vec!["v0".into()],
+        ..CutSeen::default()
+    };
+    world.take(Event::CutSeen { cut: CutId(0), seen });
+    let members = world.run.evidence().members;
+    assert!(members.iter().all(|member| member.signal.is_some()));
+    assert_eq!(members[0].content_volume_handle.as_deref(), Some("v0"));
+    assert_eq!(members[1].content_volume_handle, None, "the group did not cut it");
+    assert_eq!(members[0].group.as_ref().and_then(|group| group.handle.as_deref()), Some("h"));
+}
+
+#[test]
+fn what_somebody_else_froze_is_neither_frozen_nor_thawed() {
+    for after_freeze in [false, true] {
+        let mut world = World::new(plan(vec![hold(0, true), hold(1, true)], 1));
+        if after_freeze {
+            world = World::ready_and_written(plan(vec![hold(0, true), hold(1, true)], 1)).0;
+        }
+        world.say(0, Word::Evidence { key: "foreign_freeze".into(), value: "1".into() });
+        world.say(1, Word::Thawed);
+        assert_eq!(world.aborted(), Some(Reason::ForeignFreeze));
+        assert_eq!(world.count(|effect| *effect == Effect::SendThaw(HoldId(0))), 0);
+        let recovers = |effect: &Effect| matches!(effect, Effect::WriteJournal(Entry::Aborted { not_proven_thawed, .. }) if !not_proven_thawed.is_empty());
+        assert_eq!(world.count(recovers), 0, "nothing of ours is undone there");
+    }
+}
+
+#[test]
+fn behind_the_fence_nothing_is_frozen_and_nothing_is_cut() {
+    let mut fenced = plan(vec![hold(0, true)], 1);
+    fenced.fence = Mono::from_origin(Duration::from_secs(99));
+    let (world, _) = World::ready_and_written(fenced);
+    assert_eq!((world.count(is_freeze), world.aborted()), (0, Some(Reason::ClaimLost)));
+
+    let mut fenced = plan(vec![hold(0, true)], 1);
+    fenced.fence = Mono::from_origin(Duration::from_secs(101));
+    let (mut world, _) = World::ready_and_written(fenced);
+    world.take(Event::ClaimRenewed { fence: Mono::from_origin(Duration::from_secs(103)) });
+    world.now += Duration::from_secs(4);
+    world.freeze(0);
+    world.say(0, Word::Thawed);
+    assert_eq!((world.count(is_post), world.aborted()), (0, Some(Reason::ClaimLost)));
+}
+
+#[test]
+fn a_claim_lost_inside_the_window_thaws_and_never_cuts() {
+    let (mut world, _) = World::ready_and_written(plan(vec![hold(0, true)], 1));
+    let effects = world.take(Event::ClaimLost { why: "not renewed".into() });
+    assert!(effects.contains(&Effect::SendThaw(HoldId(0))));
+    world.say(0, Word::Thawed);
+    assert_eq!((world.count(is_post), world.aborted()), (0, Some(Reason::ClaimLost)));
+}
+
+#[test]
+fn every_freeze_carries_what_is_left_of_the_promise() {
+    let (mut world, first) = World::ready_and_written(ordered(&[1, 2]));
+    let within = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::SendFreeze { within, .. } => Some(*within),
+            _ => None,
+        })
+    };
+    assert_eq!(within(&first), Some(Duration::from_secs(34)));
+    world.now += Duration::from_secs(3);
+    assert_eq!(within(&world.freeze(0)), Some(Duration::from_secs(31)));
+}
+
+fn blocked() -> World {
+    let holds = vec![HoldPlan { stall_probe: true, ..hold(0, true) }];
+    let (mut world, _) = World::ready_and_written(plan(holds, 1));
+    world.pass(Duration::from_secs(15));
+    world.say(0, Word::Thawed);
+    world
+}
+
+#[test]
+fn a_lock_that_was_given_up_counts_as_frozen_until_nobody_is_stuck_behind_it() {
+    let mut world = blocked();
+    assert!(world.aborted().is_none() && world.run.frozen());
+    assert_eq!(world.count(|effect| matches!(effect, Effect::ProbeStall(_))), 1);
+    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Blocked { by: "7".into() } });
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.count(|effect| matches!(effect, Effect::ProbeStall(_))), 2);
+    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Clear });
+    assert_eq!(world.aborted(), Some(Reason::LockNotAcquired));
+    assert!(!world.run.frozen());
+}
+
+#[test]
+fn writers_that_are_still_stuck_at_the_end_of_the_promise_are_called_left_quiesced() {
+    let mut world = blocked();
+    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Blocked { by: "query 7".into() } });
+    world.pass(Duration::from_secs(15));
+    let told = world.sent.iter().any(|effect| {
+        matches!(effect, Effect::WriteJournal(Entry::Aborted { why, not_proven_thawed })
+            if why.reason == Reason::ApplicationLeftQuiesced && why.message.contains("query 7") && !not_proven_thawed.is_empty())
+    });
+    assert!(told, "{:?}", world.sent.last());
+}
+
+#[test]
+fn a_client_that_goes_on_after_an_error_is_never_opened() {
+    let holds = vec![HoldPlan { canary: true, ..hold(0, true) }];
+    let mut world = World::new(plan(holds, 1));
+    assert_eq!(world.sent, [Effect::CheckCanary(HoldId(0))]);
+    let why = Abort::new(Reason::CanaryPrinted, "it went on");
+    world.take(Event::CanaryChecked { hold: HoldId(0), result: Err(why) });
+    assert_eq!(world.aborted(), Some(Reason::CanaryPrinted));
+    assert_eq!(world.count(|effect| matches!(effect, Effect::OpenHold { .. })), 0);
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use stillpoint_api::clock::Mono;
 
 use super::hold::{BEAT_EVERY, Hold, HoldPhase};
+use super::stall::look_again;
+use super::steps::arm_beat;
 use super::unwind::{give_up, lose};
 use super::{Abort, Effect, HoldId, MAX_LEASE, Now, OPEN_WITHIN, Reason, Run, State, Timer};
 
@@ -45,12 +47,35 @@ pub(super) fn fired(run: &mut Run, timer: Timer, now: Now, out: &mut Vec<Effect>
             }
         }
         Timer::Stack => {
-            if run.state == State::Cutting && run.members.iter().all(|member| !member.stack_seen) {
+            let State::Cutting { stage } = run.state else { return };
+            let patience = run.plan.stack_patience;
+            let mut of_stage = run.cuts.iter().filter(|cut| cut.plan.stage == stage);
+            // A timer of an earlier stage that fires in this one says nothing about it.
+            if of_stage
+                .all(|cut| !cut.stack_seen && cut.post_sent.is_some_and(|sent| now.mono >= sent + patience))
+            {
                 let what = format!(
                     "the snapshot controller and the driver's sidecar did not react within {:?}: check that both run",
                     run.plan.stack_patience
                 );
                 give_up(run, Abort::new(Reason::SnapshotStackSilent, what), now, out);
+            }
+        }
+        Timer::Stage => {
+            let State::Staging { stage } = run.state else { return };
+            let acquire = run.plan.acquire_timeout;
+            let late: Vec<String> = run
+                .holds
+                .iter()
+                .filter(|hold| {
+                    hold.phase == HoldPhase::Staging { stage }
+                        && hold.stages.last().is_some_and(|held| now.mono >= held.sent + acquire)
+                })
+                .map(Hold::place)
+                .collect();
+            if !late.is_empty() {
+                let what = format!("{} did not answer stage {stage} within {acquire:?}", late.join(", "));
+                give_up(run, Abort::new(Reason::StageFailed, what), now, out);
             }
         }
         Timer::Cut => cut_deadline(run, now, out),
@@ -60,7 +85,7 @@ pub(super) fn fired(run: &mut Run, timer: Timer, now: Now, out: &mut Vec<Effect>
                 .holds
                 .iter()
                 .enumerate()
-                .filter(|(_, hold)| hold.alive())
+                .filter(|(_, hold)| hold.alive() && hold.thaw_by.is_some_and(|by| now.mono >= by))
                 .map(|(index, _)| HoldId(index))
                 .collect();
             if matches!(run.state, State::Releasing | State::Unwinding { .. }) {
@@ -70,18 +95,21 @@ pub(super) fn fired(run: &mut Run, timer: Timer, now: Now, out: &mut Vec<Effect>
                 }
             }
         }
+        Timer::Stall => look_again(run, now, out),
     }
 }
 
 fn cut_deadline(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
-    if !matches!(run.state, State::Acquiring | State::Cutting) {
+    if !matches!(run.state, State::Acquiring | State::Cutting { .. } | State::Staging { .. }) {
         return;
     }
     let late: Vec<&str> = run
-        .members
+        .cuts
         .iter()
-        .filter(|member| member.cut.is_none() && member.failed.is_none())
-        .map(|member| member.evidence.claim_name.as_str())
+        .filter(|cut| cut.open())
+        .flat_map(|cut| &cut.plan.members)
+        .filter_map(|member| run.members.get(member.0))
+        .map(|member| member.claim_name.as_str())
         .collect();
     let what = format!(
         "the cut of {} was not seen within {:?} of the freeze: the snapshot path is too slow or throttled, or a \
@@ -106,13 +134,14 @@ fn beat(run: &mut Run, id: HoldId, now: Now, out: &mut Vec<Effect>) {
         HoldPhase::Planned
         | HoldPhase::Opening
         | HoldPhase::Freezing
+        | HoldPhase::Staging { .. }
         | HoldPhase::Closing
         | HoldPhase::Thawing
         | HoldPhase::Thawed
         | HoldPhase::Gone { .. } => return,
     }
-    // A timer of READY that fires after FROZEN: the one armed at FROZEN follows.
-    if hold.frozen.as_ref().is_some_and(|(at, _)| now.mono < *at + BEAT_EVERY) {
+    // A timer of an earlier phase: the one armed since then follows.
+    if hold.beat_due.is_some_and(|due| now.mono < due) {
         return;
     }
     if let Some((_, sent)) = hold.outstanding {
@@ -121,7 +150,9 @@ fn beat(run: &mut Run, id: HoldId, now: Now, out: &mut Vec<Effect>) {
             let what = format!("{}: it did not answer a beat for {:?}", hold.place(), hold.patience());
             lose(run, id, Abort::new(Reason::HoldLost, what), now, out);
         } else {
-            out.push(Effect::Schedule { timer: Timer::Beat(id), at: lost_at.min(now.mono + BEAT_EVERY) });
+            let at = lost_at.min(now.mono + BEAT_EVERY);
+            hold.beat_due = Some(at);
+            out.push(Effect::Schedule { timer: Timer::Beat(id), at });
         }
         return;
     }
@@ -136,5 +167,5 @@ fn beat(run: &mut Run, id: HoldId, now: Now, out: &mut Vec<Effect>) {
     }
     let lease = hold.plan.lease.min(left);
     out.push(Effect::SendBeat { hold: id, index, lease });
-    out.push(Effect::Schedule { timer: Timer::Beat(id), at: now.mono + BEAT_EVERY });
+    arm_beat(run, id, now.mono, out);
 }

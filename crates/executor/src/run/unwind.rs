@@ -1,9 +1,9 @@
-//! How an attempt ends: given up, released, disowned. Whatever may be frozen is thawed or its stream is closed first.
+//! How an attempt ends otherwise: given up, disowned. Whatever may be frozen is thawed or its stream is closed first.
 
 use super::hold::{Hold, HoldPhase};
-use super::steps::release_when_cut;
-use super::{Abort, Effect, End, Entry, HoldId, MemberId, Now, Reason, Run, State, THAW_WITHIN, Timer};
-use stillpoint_api::clock::Mono;
+use super::release::{record_when_thawed, release_next, thaw_deadline, unproven};
+use super::steps::go_on_when_cut;
+use super::{Abort, CutId, Effect, End, Entry, HoldId, MemberId, Now, Reason, Run, State, Timer};
 
 pub(super) fn hold_ended(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Vec<Effect>) {
     let Some(hold) = run.holds.get(id.0) else { return };
@@ -17,53 +17,65 @@ pub(super) fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Ve
     let Some(hold) = run.holds.get_mut(id.0) else { return };
     let before = std::mem::replace(&mut hold.phase, HoldPhase::Gone { why: why.message.clone() });
     hold.lost.get_or_insert_with(|| why.message.clone());
-    let observes = !hold.plan.locks && hold.frozen.is_some();
+    // Losing an observer costs evidence, not the verdict (§4): it stopped nobody.
+    let observes = !hold.plan.essential() && hold.frozen.is_some();
     // Whoever saw the stream end does not know that it mattered: after a FREEZE it was more than not READY.
-    let after_freeze = matches!(before, HoldPhase::Freezing | HoldPhase::Frozen);
-    let why = match why.reason {
-        Reason::HoldNotReady if after_freeze => Abort::new(Reason::HoldLost, why.message),
+    let why = match (&before, why.reason) {
+        (HoldPhase::Staging { .. }, Reason::HoldNotReady) => Abort::new(Reason::StageFailed, why.message),
+        (HoldPhase::Freezing | HoldPhase::Frozen, Reason::HoldNotReady) => {
+            Abort::new(Reason::HoldLost, why.message)
+        }
         _ => why,
     };
+    let unproven = unproven(hold);
     out.push(Effect::CloseHold(id));
     match before {
-        // Losing an observer costs evidence, not the verdict (§4): it stopped nobody.
-        HoldPhase::Frozen if observes => record_when_thawed(run, out),
+        HoldPhase::Frozen | HoldPhase::Closing if observes => release_next(run, now, out),
         HoldPhase::Planned
         | HoldPhase::Opening
         | HoldPhase::Ready
         | HoldPhase::Freezing
-        | HoldPhase::Frozen => {
-            give_up(run, why, now, out);
+        | HoldPhase::Frozen
+        | HoldPhase::Staging { .. } => thaw_all(run, why, now, out),
+        HoldPhase::Closing if run.holds.iter().any(|hold| hold.phase == HoldPhase::Frozen) => {
+            thaw_all(run, unproven, now, out);
         }
-        HoldPhase::Closing | HoldPhase::Thawing => record_when_thawed(run, out),
+        HoldPhase::Closing | HoldPhase::Thawing => record_when_thawed(run, now, out),
         HoldPhase::Thawed | HoldPhase::Gone { .. } => {}
     }
 }
 
-pub(super) fn snapshot_failed(run: &Run, id: MemberId, message: &str) -> Abort {
-    let claim = run.members.get(id.0).map_or("?", |member| member.evidence.claim_name.as_str());
+pub(super) fn snapshot_failed(run: &Run, id: CutId, message: &str) -> Abort {
     Abort::new(
         Reason::SnapshotFailed,
-        format!("the storage system refused the snapshot of claim {claim}: {message}"),
+        format!("the storage system refused the snapshot of claim {}: {message}", claims(run, id)),
     )
 }
 
-/// A member cannot be cut. `Required` gives up at once: the freeze ends and the slot may be tried again.
-pub(super) fn member_failed(run: &mut Run, id: MemberId, why: Abort, now: Now, out: &mut Vec<Effect>) {
+fn claims(run: &Run, id: CutId) -> String {
+    let members = run.cuts.get(id.0).map(|cut| cut.plan.members.as_slice()).unwrap_or_default();
+    let names = members.iter().filter_map(|MemberId(index)| run.members.get(*index));
+    names.map(|member| member.claim_name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// A cut cannot be had. `Required` gives up at once: the freeze ends and the slot may be tried again.
+pub(super) fn cut_failed(run: &mut Run, id: CutId, why: Abort, now: Now, out: &mut Vec<Effect>) {
     let required = run.plan.required;
-    let Some(member) = run.members.get_mut(id.0) else { return };
-    if member.cut.is_some() || member.failed.is_some() {
+    let Some(cut) = run.cuts.get_mut(id.0) else { return };
+    if !cut.open() {
         return;
     }
-    member.evidence.error = Some(why.message.chars().take(1024).collect());
-    member.failed = Some(why.clone());
-    if run.state != State::Cutting {
-        return;
+    cut.failed = Some(why.clone());
+    for MemberId(index) in cut.plan.members.clone() {
+        if let Some(member) = run.members.get_mut(index) {
+            member.error = Some(why.message.chars().take(1024).collect());
+        }
     }
-    if required || run.members.iter().all(|member| member.failed.is_some()) {
+    let State::Cutting { .. } = run.state else { return };
+    if required || run.cuts.iter().all(|cut| cut.failed.is_some()) {
         give_up(run, why, now, out);
     } else {
-        release_when_cut(run, now, out);
+        go_on_when_cut(run, now, out);
     }
 }
 
@@ -74,7 +86,8 @@ pub(super) fn pod_changed(run: &mut Run, what: &str, now: Now, out: &mut Vec<Eff
         | State::Opening
         | State::Journalling { .. }
         | State::Acquiring
-        | State::Cutting => {
+        | State::Cutting { .. }
+        | State::Staging { .. } => {
             give_up(
                 run,
                 Abort::new(Reason::PodChanged, format!("{what} while it was being backed up")),
@@ -83,11 +96,15 @@ pub(super) fn pod_changed(run: &mut Run, what: &str, now: Now, out: &mut Vec<Eff
             );
         }
         // After the release it is the verdict's business (rule 4).
-        State::Releasing | State::Unwinding { .. } | State::Recording { .. } | State::Ended => {}
+        State::Releasing
+        | State::Unwinding { .. }
+        | State::Unquiescing { .. }
+        | State::Recording { .. }
+        | State::Ended => {}
     }
 }
 
-/// Ends the attempt: thaws whatever may be frozen, closes whatever is open, and then records.
+/// Ends the attempt, unless it is over already: a release under way goes on, it thaws anyway.
 pub(super) fn give_up(run: &mut Run, why: Abort, now: Now, out: &mut Vec<Effect>) {
     match &mut run.state {
         State::New | State::Preparing { .. } | State::Opening => {
@@ -98,20 +115,52 @@ pub(super) fn give_up(run: &mut Run, why: Abort, now: Now, out: &mut Vec<Effect>
         State::Journalling { stop } => {
             stop.get_or_insert(why);
         }
-        State::Acquiring | State::Cutting => {
-            for (index, hold) in run.holds.iter_mut().enumerate() {
-                if hold.alive() {
-                    hold.phase = HoldPhase::Thawing;
-                    hold.thaw_sent.get_or_insert(now.mono);
-                    out.push(Effect::SendThaw(HoldId(index)));
-                }
-            }
-            run.state = State::Unwinding { why };
-            out.push(Effect::Schedule { timer: Timer::Thaw, at: thaw_deadline(run, now.mono) });
-            record_when_thawed(run, out);
-        }
-        State::Releasing | State::Unwinding { .. } | State::Recording { .. } | State::Ended => {}
+        State::Acquiring | State::Cutting { .. } | State::Staging { .. } => thaw_all(run, why, now, out),
+        State::Releasing
+        | State::Unwinding { .. }
+        | State::Unquiescing { .. }
+        | State::Recording { .. }
+        | State::Ended => {}
     }
+}
+
+/// Thaws whatever may be frozen and closes what is not, all at once, and then records.
+fn thaw_all(run: &mut Run, why: Abort, now: Now, out: &mut Vec<Effect>) {
+    match run.state {
+        State::Acquiring | State::Cutting { .. } | State::Staging { .. } | State::Releasing => {}
+        State::New
+        | State::Preparing { .. }
+        | State::Opening
+        | State::Journalling { .. }
+        | State::Unwinding { .. }
+        | State::Unquiescing { .. }
+        | State::Recording { .. }
+        | State::Ended => return give_up(run, why, now, out),
+    }
+    let by = thaw_deadline(run, now.mono);
+    for (index, hold) in run.holds.iter_mut().enumerate() {
+        match hold.phase {
+            HoldPhase::Freezing | HoldPhase::Frozen | HoldPhase::Staging { .. } => {
+                hold.phase = HoldPhase::Thawing;
+                hold.thaw_sent.get_or_insert(now.mono);
+                hold.thaw_by = Some(by);
+                out.push(Effect::SendThaw(HoldId(index)));
+            }
+            // Never told to freeze: there is nothing to thaw.
+            HoldPhase::Opening | HoldPhase::Ready => {
+                hold.phase = HoldPhase::Gone { why: "closed before it was frozen".to_owned() };
+                out.push(Effect::CloseHold(HoldId(index)));
+            }
+            HoldPhase::Planned
+            | HoldPhase::Closing
+            | HoldPhase::Thawing
+            | HoldPhase::Thawed
+            | HoldPhase::Gone { .. } => {}
+        }
+    }
+    run.state = State::Unwinding { why };
+    out.push(Effect::Schedule { timer: Timer::Thaw, at: by });
+    record_when_thawed(run, now, out);
 }
 
 pub(super) fn close_all(run: &mut Run, out: &mut Vec<Effect>) {
@@ -120,47 +169,6 @@ pub(super) fn close_all(run: &mut Run, out: &mut Vec<Effect>) {
             hold.phase = HoldPhase::Gone { why: "closed before anything was frozen".to_owned() };
             out.push(Effect::CloseHold(HoldId(index)));
         }
-    }
-}
-
-/// When a thaw stops being waited for: its bound, and never past the promise.
-pub(super) fn thaw_deadline(run: &Run, now: Mono) -> Mono {
-    let bound = now + THAW_WITHIN;
-    run.t0.map_or(bound, |t0| bound.min(t0.mono + run.plan.max_hold))
-}
-
-pub(super) fn record_when_thawed(run: &mut Run, out: &mut Vec<Effect>) {
-    if run.holds.iter().any(Hold::alive) {
-        return;
-    }
-    match &run.state {
-        State::Releasing => {
-            let lost = run.holds.iter().find(|hold| hold.plan.locks && hold.thawed.is_none());
-            let end = match lost {
-                Some(hold) => End::Aborted(Abort::new(
-                    Reason::HoldLost,
-                    format!(
-                        "{}: it did not answer the thaw ({}); the cut is not proven to lie inside the hold",
-                        hold.place(),
-                        hold.lost.as_deref().unwrap_or("no answer")
-                    ),
-                )),
-                None => End::Thawed,
-            };
-            record(run, end, out);
-        }
-        State::Unwinding { why } => {
-            let end = End::Aborted(why.clone());
-            record(run, end, out);
-        }
-        State::New
-        | State::Preparing { .. }
-        | State::Opening
-        | State::Journalling { .. }
-        | State::Acquiring
-        | State::Cutting
-        | State::Recording { .. }
-        | State::Ended => {}
     }
 }
 
@@ -173,7 +181,7 @@ pub(super) fn record(run: &mut Run, end: End, out: &mut Vec<Effect>) {
                 .holds
                 .iter()
                 .enumerate()
-                .filter(|(_, hold)| hold.plan.locks && hold.freeze_sent.is_some() && hold.thawed.is_none())
+                .filter(|(_, hold)| Hold::not_proven_thawed(hold))
                 .map(|(index, _)| HoldId(index))
                 .collect(),
         },
@@ -198,9 +206,11 @@ pub(super) fn refused(run: &mut Run, why: String, out: &mut Vec<Effect>) {
         | State::Preparing { .. }
         | State::Opening
         | State::Acquiring
-        | State::Cutting
+        | State::Cutting { .. }
+        | State::Staging { .. }
         | State::Releasing
         | State::Unwinding { .. }
+        | State::Unquiescing { .. }
         | State::Ended => {}
     }
 }

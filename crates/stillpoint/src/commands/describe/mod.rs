@@ -107,6 +107,7 @@ fn applications(status: &BackupStatus) -> String {
                 HoldKind::Session => "a session whose lock stops commits",
                 HoldKind::Observer => "an observer session; nobody is stopped",
                 HoldKind::Commands => "two commands under the holder",
+                HoldKind::Direct => "two separate commands, without a process that holds",
                 HoldKind::None => "nothing; the engine recovers from an atomic cut",
             }
             .to_owned(),
