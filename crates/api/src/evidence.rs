@@ -198,6 +198,10 @@ pub struct HoldEvidence {
     /// FROZEN, as received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen: Option<HoldAnswer>,
+    /// Where its container mounts members, also those that it shares with other pods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 1024)))]
+    pub mount_paths: Vec<String>,
     /// Lower freezes first and thaws last.
     #[serde(default, skip_serializing_if = "is_no_order")]
     pub order: i32,

@@ -112,6 +112,16 @@ impl Case<'_> {
     pub(crate) fn locks(&self) -> bool {
         self.application.hold.locks()
     }
+
+    /// Whether it has stages: statements between its cuts, whose order the copy depends on (docs/design/freeze.md §2.5).
+    pub(crate) fn staged(&self) -> bool {
+        self.application.stages > 1
+    }
+
+    /// Whether the copy depends on its holds: on their locks, or on what they said between the stages.
+    pub(crate) fn depends_on_holds(&self) -> bool {
+        self.locks() || self.staged()
+    }
 }
 
 /// Judges the evidence.
@@ -208,7 +218,8 @@ fn is_crash_consistent(case: &Case<'_>, misses: &dyn Fn(u8) -> bool) -> bool {
     if misses(6) || misses(7) || !rules::cut_volume_is_the_mounted_one(case) {
         return false;
     }
-    let one_atomic_cut = case.members.len() == 1 && rules::all_cuts_atomic(case) && rules::all_cut(case);
+    let one_atomic_cut =
+        rules::cut_at_one_instant(case) && rules::all_cuts_atomic(case) && rules::all_cut(case);
     let held_cuts =
         case.application.hold != HoldKind::None && [1, 2, 3, 4, 8].iter().all(|rule| !misses(*rule));
     one_atomic_cut || (case.locks() && held_cuts)

@@ -27,6 +27,7 @@ impl Run {
             .holds
             .iter()
             .map(|hold| HoldEvidence {
+                mount_paths: hold.plan.mount_paths.clone(),
                 order: hold.plan.order,
                 stages: hold.stage_evidence(offset),
                 late_beats: hold.late_beats,

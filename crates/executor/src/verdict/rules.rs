@@ -9,7 +9,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stillpoint_api::evidence::{CutKind, HoldAnswer, HoldEvidence, HoldKind, MemberEvidence, Offset};
+use stillpoint_api::evidence::{
+    CutKind, GroupKind, HoldAnswer, HoldEvidence, HoldKind, MemberEvidence, Offset,
+};
 use stillpoint_api::policy::Continuity;
 use stillpoint_api::template::{DataTime, Layout, LocalValue, Setting};
 
@@ -75,8 +77,11 @@ fn millis(offset: Offset) -> String {
 
 /// 1: every hold's FROZEN was received before the first snapshot POST of its stage was sent.
 fn frozen_before_the_first_post(case: &Case<'_>) -> Checked {
-    if !case.locks() {
+    if !case.depends_on_holds() {
         return Checked::proved(NOT_NEEDED);
+    }
+    if let Some(why) = stage_gap(case) {
+        return Checked::missing(why);
     }
     let Some(first_post) = case.members.iter().filter_map(|member| member.post_sent).min() else {
         return Checked::missing("no snapshot was posted");
@@ -102,9 +107,44 @@ fn frozen_before_the_first_post(case: &Case<'_>) -> Checked {
     Checked::proved(format!("FROZEN at {}, first snapshot posted at {}", millis(last), millis(first_post)))
 }
 
+/// Why the stages did not follow each other: each begins after the last cut of the one before was seen, and is answered
+/// before its own first POST.
+fn stage_gap(case: &Case<'_>) -> Option<String> {
+    for stage in 1..case.application.stages {
+        let of = |stage: u32| case.members.iter().filter(move |member| member.stage == stage);
+        let first_post = of(stage).filter_map(|member| member.post_sent).min();
+        let before = stage - 1;
+        if of(before).any(|member| member.signal.is_none()) {
+            return Some(format!("a volume of stage {before} was never seen cut"));
+        }
+        let last_cut = of(before).filter_map(|member| member.signal).max();
+        for hold in &case.holds {
+            let Some(held) = hold.stages.iter().find(|held| held.stage == stage) else {
+                return Some(format!("{} has no record of stage {stage}", pod(hold)));
+            };
+            let (Some(sent), Some(frozen)) = (held.sent, &held.frozen) else {
+                return Some(format!("{} never answered stage {stage}", pod(hold)));
+            };
+            if last_cut.is_some_and(|cut| sent < cut) {
+                return Some(format!("{} began stage {stage} before stage {before} was cut", pod(hold)));
+            }
+            if first_post.is_some_and(|post| frozen.at > post) {
+                return Some(format!(
+                    "{} answered stage {stage} after its first snapshot was posted",
+                    pod(hold)
+                ));
+            }
+            if hold.frozen.as_ref().is_none_or(|first| first.identity != frozen.identity) {
+                return Some(format!("{}: another server answered stage {stage}", pod(hold)));
+            }
+        }
+    }
+    None
+}
+
 /// 2: every member's cut signal was received before the first THAW was sent.
 fn cut_before_the_first_thaw(case: &Case<'_>) -> Checked {
-    if !case.locks() {
+    if !case.depends_on_holds() {
         return Checked::proved(NOT_NEEDED);
     }
     let Some(first_thaw) = case.holds.iter().filter_map(|hold| hold.thaw_sent).min() else {
@@ -134,7 +174,7 @@ fn cut_before_the_first_thaw(case: &Case<'_>) -> Checked {
 /// 3: every hold answered its closing beat, sent after the last cut signal was processed, then THAWED to its own
 /// nonce, on the same stream, with the identity and role of FROZEN.
 fn closing_proof(case: &Case<'_>) -> Checked {
-    if !case.locks() {
+    if !case.depends_on_holds() {
         return Checked::proved(NOT_NEEDED);
     }
     let Some(last_signal) = case.evidence.members.iter().filter_map(|member| member.signal).max() else {
@@ -251,6 +291,11 @@ pub(crate) fn local_gap(
 }
 
 fn not_local(case: &Case<'_>, hold: &HoldEvidence) -> Option<String> {
+    match case.application.hold {
+        HoldKind::Session | HoldKind::Observer => {}
+        // They run in the container itself.
+        HoldKind::Commands | HoldKind::Direct | HoldKind::None => return None,
+    }
     let answer = hold.frozen.as_ref().or(hold.ready.as_ref())?;
     local_gap(case.application.local.as_ref(), &hold.pod_name, answer)
 }
@@ -262,7 +307,8 @@ fn uncovered_path(case: &Case<'_>, hold: &HoldEvidence) -> Option<String> {
         case.members
             .iter()
             .filter(|member| member.pod_uid == hold.pod_uid)
-            .flat_map(|member| &member.mount_paths),
+            .flat_map(|member| &member.mount_paths)
+            .chain(&hold.mount_paths),
     )
 }
 
@@ -331,7 +377,8 @@ fn cut_times_agree(case: &Case<'_>) -> Checked {
         return Checked::missing("there is no record of the first snapshot request");
     };
     for member in &case.members {
-        if let Some(settled) = &member.settled
+        // In a group the signal shows the group's handle; the members' own are made afterwards (rule 7).
+        if let Some(settled) = member.settled.as_ref().filter(|_| member.group.is_none())
             && (settled.handle != member.handle || settled.creation_time != member.creation_time)
         {
             return Checked::contradiction(format!(
@@ -377,6 +424,23 @@ fn ready_and_bound(case: &Case<'_>) -> Checked {
         if settled.ready_at.is_none() {
             return Checked::missing(format!("claim {claim}: its snapshot never became ready"));
         }
+        if let Some(group) = &member.group {
+            match group.exact {
+                Some(true) => {}
+                Some(false) => {
+                    return Checked::contradiction(format!(
+                        "group {}: its members are not exactly the resolved volumes",
+                        group.volume_group_snapshot
+                    ));
+                }
+                None => {
+                    return Checked::missing(format!(
+                        "group {}: its members were not compared with the resolved volumes",
+                        group.volume_group_snapshot
+                    ));
+                }
+            }
+        }
         if !settled.bound {
             return Checked::missing(format!("claim {claim}: snapshot and content do not name each other"));
         }
@@ -398,6 +462,21 @@ pub(super) fn all_cuts_atomic(case: &Case<'_>) -> bool {
     case.members.iter().all(|member| member.storage.cut == CutKind::Atomic)
 }
 
+/// Whether all members were cut at one instant, in the order of writes: one volume, or one write-ordered group.
+pub(super) fn cut_at_one_instant(case: &Case<'_>) -> bool {
+    let [first, others @ ..] = case.members.as_slice() else { return false };
+    if others.is_empty() {
+        return true;
+    }
+    let group =
+        |member: &MemberEvidence| member.group.as_ref().map(|group| group.volume_group_snapshot.clone());
+    first.group.is_some()
+        && case
+            .members
+            .iter()
+            .all(|member| group(member) == group(first) && member.storage.group == GroupKind::WriteOrder)
+}
+
 pub(super) fn all_cut(case: &Case<'_>) -> bool {
     case.members.iter().all(|member| member.signal.is_some())
 }
@@ -416,9 +495,10 @@ fn atomic_for_this_application(case: &Case<'_>) -> Checked {
             ));
         }
     }
-    if case.members.len() > 1 && !(case.locks() && application.layout == Layout::AnyUnderLock) {
+    let proven_for_several = case.staged() || (case.locks() && application.layout == Layout::AnyUnderLock);
+    if !cut_at_one_instant(case) && case.members.len() > 1 && !proven_for_several {
         return Checked::missing(format!(
-            "{} volumes were cut one by one, and the template is proven for one",
+            "{} volumes were cut one by one, and the template is proven for one volume or one write-ordered group",
             case.members.len()
         ));
     }
@@ -527,6 +607,8 @@ fn grade(case: &Case<'_>, hold: &HoldEvidence) -> Continuity {
         Continuity::Position
     } else if !case.application.thaw_proves_lock.is_empty() && hold.thawed.is_some() {
         Continuity::Lock
+    } else if case.application.probed && hold.held.is_some() {
+        Continuity::State
     } else {
         Continuity::Declared
     }
@@ -546,6 +628,11 @@ fn continuous(case: &Case<'_>) -> Checked {
                 pod(hold)
             ));
         }
+    }
+    if case.application.hold == HoldKind::Direct && !case.application.probed {
+        return Checked::missing(
+            "two separate commands without a probe: nothing shows that it was frozen before the cut and until the thaw",
+        );
     }
     let grade = continuity(case);
     let least = case.evidence.resolved.min_continuity;

@@ -1,5 +1,7 @@
 //! Each rule shown necessary: evidence that only that rule refuses, which becomes `Application` without it.
 
+mod cuts;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -99,6 +101,7 @@ fn locked() -> Case {
             ready: Some(answer(-500_000, T0_MICROS - 500_000)),
             freeze_sent: Some(Offset(0)),
             frozen: Some(answer(5_000, T0_MICROS + 4_000)),
+            mount_paths: Vec::new(),
             order: 0,
             stages: Vec::new(),
             late_beats: 0,
