@@ -20,6 +20,7 @@ mod error;
 mod events;
 mod exec;
 mod faults;
+mod groups;
 mod http;
 mod kubelet;
 mod patch;
@@ -67,6 +68,9 @@ pub struct SimOptions {
     pub storage: bool,
     /// Serves snapshot.storage.k8s.io; without it the cluster looks like one without the snapshot controller's CRDs.
     pub snapshot_api: bool,
+    /// Serves groupsnapshot.storage.k8s.io as well. There is no class of groups until somebody makes one, as on a real
+    /// cluster.
+    pub group_api: bool,
     /// How often a quiet watch gets a bookmark; kube-apiserver takes about a minute.
     pub bookmarks: Duration,
     /// Changes kept per resource for watches that start in the past.
@@ -85,6 +89,7 @@ impl SimOptions {
             kubelet: true,
             storage: true,
             snapshot_api: true,
+            group_api: true,
             bookmarks: Duration::from_secs(10),
             history: 4096,
             back_off: Duration::from_secs(1),
@@ -130,7 +135,7 @@ impl SimCluster {
         let seed =
             std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().trim().to_owned();
         let clock: SharedClock = SystemClock::shared();
-        let registry = Registry::new(options.snapshot_api);
+        let registry = Registry::new(options.snapshot_api, options.group_api);
         let store = Arc::new(Store::new(registry, clock, seed.clone(), options.history, options.kubelet));
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut tasks = Vec::new();

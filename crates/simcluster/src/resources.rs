@@ -77,13 +77,17 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn new(snapshot_api: bool) -> Self {
+    pub(crate) fn new(snapshot_api: bool, group_api: bool) -> Self {
         let mut resources = BTreeMap::new();
         for row in TABLE.lines().map(str::trim).filter(|row| !row.is_empty()) {
             let columns: Vec<&str> = row.split_whitespace().collect();
             let [api, plural, kind, scope, status, short] = columns[..] else { continue };
             let (group, version) = api.split_once('/').unwrap_or(("", api));
-            if group == SNAPSHOT_GROUP && !snapshot_api {
+            let snapshots = group == SNAPSHOT_GROUP || group == GROUP_SNAPSHOT_GROUP;
+            if snapshots && !snapshot_api {
+                continue;
+            }
+            if group == GROUP_SNAPSHOT_GROUP && !group_api {
                 continue;
             }
             let resource = Resource {
@@ -95,7 +99,7 @@ impl Registry {
                 short: short.split(',').filter(|name| *name != "-").map(str::to_owned).collect(),
                 namespaced: scope == "namespaced",
                 status: status == "status",
-                custom: group == SNAPSHOT_GROUP,
+                custom: snapshots,
                 schema: None,
             };
             resources.insert((group.to_owned(), plural.to_owned()), Arc::new(resource));
@@ -204,6 +208,9 @@ impl Registry {
 /// The group of VolumeSnapshots.
 pub(crate) const SNAPSHOT_GROUP: &str = "snapshot.storage.k8s.io";
 
+/// The group of VolumeGroupSnapshots.
+pub(crate) const GROUP_SNAPSHOT_GROUP: &str = "groupsnapshot.storage.k8s.io";
+
 /// api, plural, kind, scope, status subresource, short names.
 const TABLE: &str = "
 v1 namespaces Namespace cluster status ns
@@ -226,4 +233,7 @@ apiextensions.k8s.io/v1 customresourcedefinitions CustomResourceDefinition clust
 snapshot.storage.k8s.io/v1 volumesnapshots VolumeSnapshot namespaced status vs
 snapshot.storage.k8s.io/v1 volumesnapshotcontents VolumeSnapshotContent cluster status vsc,vscs
 snapshot.storage.k8s.io/v1 volumesnapshotclasses VolumeSnapshotClass cluster - vsclass,vsclasses
+groupsnapshot.storage.k8s.io/v1 volumegroupsnapshots VolumeGroupSnapshot namespaced status vgs
+groupsnapshot.storage.k8s.io/v1 volumegroupsnapshotcontents VolumeGroupSnapshotContent cluster status vgsc,vgscs
+groupsnapshot.storage.k8s.io/v1 volumegroupsnapshotclasses VolumeGroupSnapshotClass cluster - vgsclass,vgsclasses
 ";

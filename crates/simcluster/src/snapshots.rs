@@ -17,24 +17,27 @@ use serde_json::{Value, json};
 use crate::admission::{add_finalizer, remove_finalizer};
 use crate::error::ApiError;
 use crate::events;
+use crate::groups::{GROUP_CONTENTS, GROUPS, IN_GROUP, MEMBER_OF};
 use crate::kubelet::Kubelet;
 use crate::resources::Resource;
 use crate::store::{Deletion, Half, Store, has_finalizers};
 use crate::volumes::{DRIVER, copy, parse_quantity};
 
-const SNAPSHOTS: &str = "volumesnapshots.snapshot.storage.k8s.io";
-const CONTENTS: &str = "volumesnapshotcontents.snapshot.storage.k8s.io";
+pub(crate) const SNAPSHOTS: &str = "volumesnapshots.snapshot.storage.k8s.io";
+pub(crate) const CONTENTS: &str = "volumesnapshotcontents.snapshot.storage.k8s.io";
 const CLASSES: &str = "volumesnapshotclasses.snapshot.storage.k8s.io";
+pub(crate) const CLASSES_OF_GROUPS: &str = "volumegroupsnapshotclasses.groupsnapshot.storage.k8s.io";
 
 const AS_SOURCE: &str = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection";
 const BOUND: &str = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection";
-const CONTENT_BOUND: &str = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
+pub(crate) const CONTENT_BOUND: &str =
+    "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
 
 /// How often a failed cut is tried again, as the sidecar's first retry.
-const RETRY: Duration = Duration::from_secs(1);
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
 /// How often a sidecar that is down is looked at.
-const SIDECAR_POLL: Duration = Duration::from_millis(20);
+pub(crate) const SIDECAR_POLL: Duration = Duration::from_millis(20);
 
 /// How the simulated driver behaves; change it at any time.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +52,12 @@ pub struct Knobs {
     pub failure: String,
     /// The sidecar is down: contents are made, nothing is cut until this is false again.
     pub sidecar_down: bool,
+    /// The volumes of a group are cut one after the other, not at one instant.
+    pub group_sequential: bool,
+    /// Claims that a group takes as well, as if they carried its label.
+    pub group_also: Vec<String>,
+    /// Claims that the driver leaves out of a group.
+    pub group_omits: Vec<String>,
 }
 
 /// One line of the ledger, in the shape of the real test driver's.
@@ -67,6 +76,9 @@ pub struct LedgerEntry {
     /// `snapshot-<uid of the VolumeSnapshot>`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
+    /// Handle of the group; members with equal `cutStart` were cut at one instant.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
     /// All processes were stopped before this; the content belongs to `[cutStart, at]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut_start: Option<Timestamp>,
@@ -90,6 +102,14 @@ impl Snapshots {
         let mut cuts = tokio::task::JoinSet::new();
         loop {
             changed.borrow_and_update();
+            self.reconcile_groups();
+            for content in self.store.all(GROUP_CONTENTS) {
+                if !content["metadata"]["deletionTimestamp"].is_null() {
+                    self.release_group_content(&content).await;
+                } else if self.wants_group_cut(&content) && self.begin_cut(&content) {
+                    cuts.spawn(Arc::clone(&self).cut_group_until_done(content));
+                }
+            }
             for snapshot in self.store.all(SNAPSHOTS) {
                 if let Err(error) = self.reconcile_snapshot(&snapshot) {
                     self.report(&snapshot, &error);
@@ -98,11 +118,8 @@ impl Snapshots {
             for content in self.store.all(CONTENTS) {
                 if !content["metadata"]["deletionTimestamp"].is_null() {
                     self.release_content(&content).await;
-                } else if self.wants_cut(&content) {
-                    let uid = text(&content["metadata"]["uid"]);
-                    if self.cutting.lock().unwrap_or_else(PoisonError::into_inner).insert(uid) {
-                        cuts.spawn(Arc::clone(&self).cut_until_done(content));
-                    }
+                } else if self.wants_cut(&content) && self.begin_cut(&content) {
+                    cuts.spawn(Arc::clone(&self).cut_until_done(content));
                 }
             }
             tokio::select! {
@@ -112,8 +129,15 @@ impl Snapshots {
         }
     }
 
+    /// Whether nobody cuts for this content yet; from now on somebody does.
+    fn begin_cut(&self, content: &Value) -> bool {
+        let uid = text(&content["metadata"]["uid"]);
+        self.cutting.lock().unwrap_or_else(PoisonError::into_inner).insert(uid)
+    }
+
     fn wants_cut(&self, content: &Value) -> bool {
         content["spec"]["driver"] == DRIVER
+            && content["metadata"]["annotations"][MEMBER_OF].is_null()
             && content["spec"]["source"]["volumeHandle"].is_string()
             && content["status"]["readyToUse"] != true
             && content["spec"]["volumeSnapshotRef"]["uid"].is_string()
@@ -126,10 +150,15 @@ impl Snapshots {
         }
         let uid = text(&snapshot["metadata"]["uid"]);
         let source = &snapshot["spec"]["source"];
+        let member = is_member(snapshot);
         let content_name = match source["volumeSnapshotContentName"].as_str() {
             Some(name) => name.to_owned(),
+            None if member => text(&snapshot["status"]["boundVolumeSnapshotContentName"]),
             None => format!("snapcontent-{uid}"),
         };
+        if member && content_name.is_empty() {
+            return Ok(());
+        }
         let content = self.store.find(CONTENTS, "", &content_name);
         let content = match (content, source["persistentVolumeClaimName"].as_str()) {
             (Some(content), None) => self.adopt(snapshot, &content)?,
@@ -142,6 +171,7 @@ impl Snapshots {
             add_finalizer(snapshot, BOUND);
         });
         let seen = &content["status"];
+        let group = self.group_of(&content);
         self.change(SNAPSHOTS, snapshot, |snapshot| {
             let mut status = json!({
                 "boundVolumeSnapshotContentName": content_name, "readyToUse": seen["readyToUse"] == true,
@@ -155,6 +185,9 @@ impl Snapshots {
             }
             if !seen["error"].is_null() {
                 status["error"] = seen["error"].clone();
+            }
+            if let Some(group) = &group {
+                status["volumeGroupSnapshotName"] = json!(group);
             }
             snapshot["status"] = status;
         });
@@ -271,13 +304,7 @@ impl Snapshots {
         }
         let knobs = self.knobs();
         tokio::time::sleep(knobs.pre_cut_delay).await;
-        {
-            let mut knobs = self.knobs.lock().unwrap_or_else(PoisonError::into_inner);
-            if knobs.fail_next > 0 {
-                knobs.fail_next -= 1;
-                return Err(format!("rpc error: code = Internal desc = {}", knobs.failure));
-            }
-        }
+        self.fail_if_told()?;
         if !self.is_wanted(content) {
             return Ok(());
         }
@@ -286,7 +313,7 @@ impl Snapshots {
         let (name, handle) = (format!("snapshot-{uid}"), format!("snap-{uid}"));
         let target = self.root.join("snapshots").join(&handle);
         let (object, cut) = self.copy_stopped(&volume, &handle, &name, target).await?;
-        let size = object["spec"]["capacity"]["storage"].as_str().and_then(parse_quantity).unwrap_or(0);
+        let size = quantity_of(&object);
         let write = |ready: bool| {
             self.change(CONTENTS, content, |content| {
                 content["status"] = json!({
@@ -302,10 +329,24 @@ impl Snapshots {
         Ok(())
     }
 
+    /// One of the failures that were asked for, if any is left.
+    pub(crate) fn fail_if_told(&self) -> Result<(), String> {
+        let mut knobs = self.knobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if knobs.fail_next == 0 {
+            return Ok(());
+        }
+        knobs.fail_next -= 1;
+        Err(format!("rpc error: code = Internal desc = {}", knobs.failure))
+    }
+
     /// Whether a content still exists and is not being deleted.
     fn is_wanted(&self, content: &Value) -> bool {
+        self.is_wanted_in(CONTENTS, content)
+    }
+
+    pub(crate) fn is_wanted_in(&self, table: &str, content: &Value) -> bool {
         let name = text(&content["metadata"]["name"]);
-        self.store.find(CONTENTS, "", &name).is_some_and(|now| {
+        self.store.find(table, "", &name).is_some_and(|now| {
             now["metadata"]["uid"] == content["metadata"]["uid"]
                 && now["metadata"]["deletionTimestamp"].is_null()
         })
@@ -341,6 +382,7 @@ impl Snapshots {
             volume: volume.to_owned(),
             snapshot: handle.to_owned(),
             name: name.to_owned(),
+            group: String::new(),
             cut_start: Some(start),
         };
         self.write_ledger(&entry)?;
@@ -360,7 +402,9 @@ impl Snapshots {
                 && claim["spec"]["dataSource"]["kind"] == "VolumeSnapshot"
                 && claim["spec"]["dataSource"]["name"] == name
         });
-        if waits {
+        // A member goes with its group, never alone.
+        let group = text(&snapshot["status"]["volumeGroupSnapshotName"]);
+        if waits || (!group.is_empty() && self.store.find(GROUPS, &namespace, &group).is_some()) {
             return Ok(());
         }
         let uid = &snapshot["metadata"]["uid"];
@@ -380,6 +424,7 @@ impl Snapshots {
         self.change(SNAPSHOTS, snapshot, |snapshot| {
             remove_finalizer(snapshot, AS_SOURCE);
             remove_finalizer(snapshot, BOUND);
+            remove_finalizer(snapshot, IN_GROUP);
         });
         Ok(())
     }
@@ -400,32 +445,35 @@ impl Snapshots {
             return;
         }
         let handle = text(&content["status"]["snapshotHandle"]);
-        if content["spec"]["deletionPolicy"] == "Delete" && !handle.is_empty() {
-            let gone = tokio::fs::remove_dir_all(self.root.join("snapshots").join(&handle)).await;
-            if gone.is_ok() {
-                let _ = self.write_ledger(&LedgerEntry {
-                    at: self.store.clock.wall(),
-                    event: "delete".into(),
-                    volume: String::new(),
-                    snapshot: handle,
-                    name: String::new(),
-                    cut_start: None,
-                });
-            }
+        // The data of a group's member goes with the group alone.
+        let member = content["status"]["volumeGroupSnapshotHandle"].is_string();
+        if content["spec"]["deletionPolicy"] == "Delete" && !handle.is_empty() && !member {
+            self.remove_copy(&handle).await;
         }
         self.change(CONTENTS, content, |content| remove_finalizer(content, CONTENT_BOUND));
     }
 
+    /// Removes a copy, and says so in the ledger.
+    pub(crate) async fn remove_copy(&self, handle: &str) {
+        let gone = tokio::fs::remove_dir_all(self.root.join("snapshots").join(handle)).await;
+        if gone.is_ok() {
+            let _ = self.write_ledger(&LedgerEntry {
+                at: self.store.clock.wall(),
+                event: "delete".into(),
+                volume: String::new(),
+                snapshot: handle.to_owned(),
+                name: String::new(),
+                group: String::new(),
+                cut_start: None,
+            });
+        }
+    }
+
     /// Puts an error on a snapshot that has no content to show it.
     fn report(&self, snapshot: &Value, why: &str) {
-        if snapshot["status"]["error"]["message"] == why {
+        if !self.blame(SNAPSHOTS, snapshot, why) {
             return;
         }
-        let now = self.store.now();
-        self.change(SNAPSHOTS, snapshot, |snapshot| {
-            snapshot["status"]["error"] = json!({"message": why, "time": now});
-            snapshot["status"]["readyToUse"] = json!(false);
-        });
         let about = events::reference(snapshot);
         events::emit(
             &self.store,
@@ -437,7 +485,20 @@ impl Snapshots {
         );
     }
 
-    fn change(&self, table: &str, object: &Value, change: impl FnOnce(&mut Value)) {
+    /// Puts an error on an object; whether it is news.
+    pub(crate) fn blame(&self, table: &str, object: &Value, why: &str) -> bool {
+        if object["status"]["error"]["message"] == why {
+            return false;
+        }
+        let now = self.store.now();
+        self.change(table, object, |object| {
+            object["status"]["error"] = json!({"message": why, "time": now});
+            object["status"]["readyToUse"] = json!(false);
+        });
+        true
+    }
+
+    pub(crate) fn change(&self, table: &str, object: &Value, change: impl FnOnce(&mut Value)) {
         let Ok(resource) = self.resource(table) else { return };
         let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
         let changed = self.store.update(&resource, (&namespace, &name), Half::Both, false, |current| {
@@ -452,11 +513,11 @@ impl Snapshots {
         }
     }
 
-    fn resource(&self, table: &str) -> Result<Arc<Resource>, String> {
+    pub(crate) fn resource(&self, table: &str) -> Result<Arc<Resource>, String> {
         self.store.registry.by_table(table).ok_or_else(|| format!("{table} is not served"))
     }
 
-    fn knobs(&self) -> Knobs {
+    pub(crate) fn knobs(&self) -> Knobs {
         self.knobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -464,7 +525,7 @@ impl Snapshots {
         i64::try_from(self.store.clock.wall().as_nanosecond()).unwrap_or(0)
     }
 
-    fn write_ledger(&self, entry: &LedgerEntry) -> Result<(), String> {
+    pub(crate) fn write_ledger(&self, entry: &LedgerEntry) -> Result<(), String> {
         let _one_at_a_time = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let line = serde_json::to_string(entry).map_err(|error| error.to_string())?;
         let path = self.root.join("cuts.jsonl");
@@ -473,7 +534,18 @@ impl Snapshots {
     }
 }
 
-fn text(value: &Value) -> String {
+/// Whether a snapshot was made for a member of a group.
+fn is_member(snapshot: &Value) -> bool {
+    let finalizers = snapshot["metadata"]["finalizers"].as_array();
+    finalizers.into_iter().flatten().any(|finalizer| finalizer == IN_GROUP)
+}
+
+/// Size of a volume in bytes.
+pub(crate) fn quantity_of(volume: &Value) -> u64 {
+    volume["spec"]["capacity"]["storage"].as_str().and_then(parse_quantity).unwrap_or(0)
+}
+
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
