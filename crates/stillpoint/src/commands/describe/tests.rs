@@ -137,3 +137,23 @@ fn no_evidence_whatever_makes_the_drawing_fail() {
     let text = describe(&backup(status));
     assert!(text.contains("lost: the stream; ended"), "{text}");
 }
+
+#[test]
+fn orders_stages_and_groups_are_drawn() {
+    let mut status = proven();
+    let mut second = hold();
+    second["podName"] = json!("db-1");
+    second["freezeSent"] = json!(3200);
+    second["frozen"]["at"] = json!(5000);
+    second["stages"] = json!([{"stage": 1, "sent": 30000, "frozen": {"at": 33000}}]);
+    status["holds"] = json!([hold(), second]);
+    for member in status["members"].as_array_mut().unwrap() {
+        member["group"] = json!({"volumeGroupSnapshot": "nightly-8f1c"});
+    }
+    let text = describe(&backup(status));
+    for line in ["FREEZE sent  db (db-1)", "stage 1 begins  db (db-1)", "stage 1 answered  db (db-1)"] {
+        assert_eq!(text.matches(line).count(), 1, "{line}: {text}");
+    }
+    assert_eq!(text.matches("group snapshot posted  data-db-0, log-db-0").count(), 1, "{text}");
+    assert_eq!(text.matches("group cut signal").count(), 1);
+}

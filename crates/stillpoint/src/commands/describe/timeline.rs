@@ -1,9 +1,10 @@
 //! Draws the freeze window: what happened when, from t0 to the last THAWED, on a bar to scale.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use stillpoint_api::backup::BackupStatus;
-use stillpoint_api::evidence::Offset;
+use stillpoint_api::evidence::{MemberEvidence, Offset};
 
 use crate::commands::backup::stops_commits;
 use crate::output::{length, precise, seconds};
@@ -17,9 +18,12 @@ const DRAWN: usize = 6;
 /// What a mark on the bar stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Mark {
+    Freeze,
     Frozen,
-    Post,
     Signal,
+    Stage,
+    Staged,
+    Post,
     Thaw,
     Thawed,
 }
@@ -42,11 +46,23 @@ struct Bar {
 }
 
 impl Mark {
-    const ALL: [Self; 5] = [Self::Frozen, Self::Post, Self::Signal, Self::Thaw, Self::Thawed];
+    const ALL: [Self; 8] = [
+        Self::Freeze,
+        Self::Frozen,
+        Self::Signal,
+        Self::Stage,
+        Self::Staged,
+        Self::Post,
+        Self::Thaw,
+        Self::Thawed,
+    ];
 
     const fn symbol(self) -> char {
         match self {
+            Self::Freeze => '│',
             Self::Frozen => '■',
+            Self::Stage => '▷',
+            Self::Staged => '▪',
             Self::Post => '▸',
             Self::Signal => '◆',
             Self::Thaw => '▹',
@@ -56,7 +72,10 @@ impl Mark {
 
     const fn plural(self) -> &'static str {
         match self {
+            Self::Freeze => "FREEZE sent",
             Self::Frozen => "FROZEN",
+            Self::Stage => "stage texts sent",
+            Self::Staged => "stages answered",
             Self::Post => "snapshots posted",
             Self::Signal => "cut signals",
             Self::Thaw => "THAW sent",
@@ -135,16 +154,36 @@ fn events(status: &BackupStatus) -> Vec<Event> {
             all.push(Event { at, mark, text });
         }
     };
+    let first_freeze = status.holds.iter().filter_map(|hold| hold.freeze_sent).min();
     for hold in &status.holds {
         let of = format!("{} ({})", hold.application, hold.pod_name);
+        // The first FREEZE is t0 itself; a later order has its own.
+        let later = hold.freeze_sent.filter(|at| Some(*at) > first_freeze);
+        add(later, Mark::Freeze, format!("FREEZE sent  {of}"));
+        for stage in &hold.stages {
+            let name = format!("stage {}", stage.stage);
+            add(stage.sent, Mark::Stage, format!("{name} begins  {of}"));
+            add(
+                stage.frozen.as_ref().map(|answer| answer.at),
+                Mark::Staged,
+                format!("{name} answered  {of}"),
+            );
+        }
         add(hold.frozen.as_ref().map(|answer| answer.at), Mark::Frozen, format!("FROZEN  {of}"));
         let thaw = hold.thaw_sent.or(hold.closing_sent);
         add(thaw, Mark::Thaw, format!("THAW sent  {of}"));
         add(hold.thawed, Mark::Thawed, format!("THAWED  {of}"));
     }
-    for member in &status.members {
+    let (singles, groups) = by_cut(&status.members);
+    for member in singles {
         add(member.post_sent, Mark::Post, format!("snapshot posted  {}", member.claim_name));
         add(member.signal, Mark::Signal, format!("cut signal  {}", member.claim_name));
+    }
+    for members in groups.values() {
+        let Some(first) = members.first() else { continue };
+        let claims = members.iter().map(|member| member.claim_name.as_str()).collect::<Vec<_>>().join(", ");
+        add(first.post_sent, Mark::Post, format!("group snapshot posted  {claims}"));
+        add(first.signal, Mark::Signal, format!("group cut signal  {claims}"));
     }
     all.sort_by_key(|event| (event.at, event.mark));
     for mark in Mark::ALL {
@@ -163,6 +202,19 @@ fn events(status: &BackupStatus) -> Vec<Event> {
         }
     }
     all
+}
+
+/// Members that were cut alone, and those of each group, which share one request and one signal.
+fn by_cut(members: &[MemberEvidence]) -> (Vec<&MemberEvidence>, BTreeMap<&str, Vec<&MemberEvidence>>) {
+    let mut singles = Vec::new();
+    let mut groups: BTreeMap<&str, Vec<&MemberEvidence>> = BTreeMap::new();
+    for member in members {
+        match &member.group {
+            None => singles.push(member),
+            Some(group) => groups.entry(&group.volume_group_snapshot).or_default().push(member),
+        }
+    }
+    (singles, groups)
 }
 
 fn offset(at: Offset) -> String {
