@@ -83,13 +83,13 @@ pub async fn remove(
             return Ok(true);
         }
         for snapshot in &found {
-            remove_snapshot(&snapshots, &contents, snapshot).await?;
+            remove_snapshot(context, &snapshots, &contents, snapshot).await?;
         }
         for content in &left {
             if content.metadata.deletion_timestamp.is_some() && waited >= NUDGE_AFTER {
                 nudge(&contents, content, waited).await?;
             } else if !found.iter().any(|snapshot| refers_to(content, snapshot)) {
-                remove_orphan(&contents, content).await?;
+                remove_orphan(context, &contents, content).await?;
             }
         }
         if waited >= patience {
@@ -132,13 +132,47 @@ fn refers_to(content: &VolumeSnapshotContent, snapshot: &VolumeSnapshot) -> bool
     uid.is_some() && uid == snapshot.metadata.uid.as_deref()
 }
 
+/// What becomes of a content's data with it: `Delete`, unless another content has the same snapshot. Then a driver took
+/// two names for one, and deleting it here would delete the data of a point that somebody relies on.
+async fn policy_of(
+    context: &Context,
+    contents: &Api<VolumeSnapshotContent>,
+    content: &VolumeSnapshotContent,
+) -> Result<&'static str, RequestError> {
+    if content.status.as_ref().is_none_or(|status| status.snapshot_handle.is_none()) {
+        return Ok("Delete");
+    }
+    let other = if context.contents.is_listed() {
+        context.contents.shares_handle(content)
+    } else {
+        let all = bounded("list snapshot contents", contents.list(&ListParams::default())).await?.items;
+        let handle = |one: &VolumeSnapshotContent| {
+            one.status.as_ref().and_then(|status| status.snapshot_handle.clone())
+        };
+        let same = |one: &&VolumeSnapshotContent| {
+            one.metadata.uid != content.metadata.uid
+                && one.spec.driver == content.spec.driver
+                && handle(one) == handle(content)
+        };
+        all.iter().find(same).map(ResourceExt::name_any)
+    };
+    let Some(other) = other else { return Ok("Delete") };
+    warn!(content = content.name_any(), other, "both have one snapshot: its data stays with the other");
+    Ok("Retain")
+}
+
 async fn remove_snapshot(
+    context: &Context,
     snapshots: &Api<VolumeSnapshot>,
     contents: &Api<VolumeSnapshotContent>,
     snapshot: &VolumeSnapshot,
 ) -> Result<(), RequestError> {
-    if let Some(name) = bound_content(snapshot) {
-        set_deletion_policy(contents, &name, "Delete").await?;
+    if let Some(name) = bound_content(snapshot)
+        && let Some(content) =
+            bounded(format!("read snapshot content {name}"), contents.get_opt(&name)).await?
+    {
+        let policy = policy_of(context, contents, &content).await?;
+        set_deletion_policy(contents, &name, policy).await?;
     }
     if snapshot.metadata.deletion_timestamp.is_some() {
         return Ok(());
@@ -158,6 +192,7 @@ async fn remove_snapshot(
 
 /// A content whose snapshot is gone: nothing else will delete its data.
 async fn remove_orphan(
+    context: &Context,
     contents: &Api<VolumeSnapshotContent>,
     content: &VolumeSnapshotContent,
 ) -> Result<(), RequestError> {
@@ -165,7 +200,8 @@ async fn remove_orphan(
     if content.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }
-    set_deletion_policy(contents, &name, "Delete").await?;
+    let policy = policy_of(context, contents, content).await?;
+    set_deletion_policy(contents, &name, policy).await?;
     match bounded(format!("delete snapshot content {name}"), contents.delete(&name, &DeleteParams::default()))
         .await
     {

@@ -47,8 +47,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Table {
-    /// Handles that were shown, by content name.
-    handles: BTreeMap<String, String>,
+    /// Driver and handle that were shown, by content name.
+    handles: BTreeMap<String, (String, String)>,
     /// Who waits for which snapshot (namespace, name).
     waiting: HashMap<(String, String), Waiting>,
 }
@@ -114,6 +114,12 @@ impl ContentWatch {
         Subscription { shared: Arc::clone(&self.shared), key }
     }
 
+    /// Another content that shows the same handle of the same driver: deleting either's data deletes both's. Only meaningful
+    /// while the watch [is listed](Self::is_listed).
+    pub fn shares_handle(&self, content: &VolumeSnapshotContent) -> Option<String> {
+        owner_of_handle(&lock(&self.shared.table).handles, content).map(ToOwned::to_owned)
+    }
+
     /// Keeps the watch open until the future is dropped.
     pub async fn run(self, client: Client) {
         let api: Api<VolumeSnapshotContent> = Api::all(client);
@@ -150,11 +156,16 @@ impl ContentWatch {
     fn shown(&self, content: &VolumeSnapshotContent) {
         let Some(name) = content.metadata.name.clone() else { return };
         let mut table = lock(&self.shared.table);
-        let known = table.handles.get(&name).cloned();
+        let known = table.handles.get(&name).map(|(_, handle)| handle.clone());
         let of = &content.spec.volume_snapshot_ref;
         let key = (of.namespace.clone().unwrap_or_default(), of.name.clone().unwrap_or_default());
-        if let Some(waiting) = table.waiting.get_mut(&key) {
-            for news in news_of(content, waiting.signal, known.as_deref(), waiting.seen) {
+        let Table { handles, waiting } = &mut *table;
+        if let Some(waiting) = waiting.get_mut(&key) {
+            let news = match owner_of_handle(handles, content) {
+                Some(owner) => vec![ContentNews::Failed(not_new(content, owner))],
+                None => news_of(content, waiting.signal, known.as_deref(), waiting.seen),
+            };
+            for news in news {
                 waiting.seen |= news == ContentNews::Seen;
                 // A receiver that is gone belongs to a run that ended.
                 let _ = waiting.news.send((waiting.token, news));
@@ -168,13 +179,36 @@ impl ContentWatch {
         if let Some(handle) = handle
             && !waits_for_ready
         {
-            table.handles.insert(name, handle);
+            table.handles.insert(name, (content.spec.driver.clone(), handle));
         }
     }
 }
 
 fn ready(content: &VolumeSnapshotContent) -> bool {
     content.status.as_ref().and_then(|status| status.ready_to_use) == Some(true)
+}
+
+/// The other content that showed this content's handle, for the same driver.
+fn owner_of_handle<'h>(
+    handles: &'h BTreeMap<String, (String, String)>,
+    content: &VolumeSnapshotContent,
+) -> Option<&'h str> {
+    let handle = content.status.as_ref()?.snapshot_handle.as_ref()?;
+    let name = content.metadata.name.as_ref();
+    // One look per state of a content that somebody waits for: a few thousand comparisons at most.
+    let mut others = handles.iter().filter(|(other, _)| Some(*other) != name);
+    others
+        .find(|(_, (driver, shown))| shown == handle && *driver == content.spec.driver)
+        .map(|(other, _)| other.as_str())
+}
+
+/// A driver answers with a snapshot that it had when it takes two names for one.
+fn not_new(content: &VolumeSnapshotContent, owner: &str) -> String {
+    format!(
+        "driver {} answered with a snapshot that VolumeSnapshotContent {owner} has already, so it did not cut: snapshot \
+         names collide; check --snapshot-name-uuid-length of its csi-snapshotter and whether the driver truncates names",
+        content.spec.driver
+    )
 }
 
 /// What one state of a content says, given the handle that was known of it before.
@@ -304,6 +338,27 @@ mod tests {
         assert_eq!(got, vec![(4, false), (4, true)]);
         drop(subscription);
         assert!(lock(&watch.shared.table).waiting.is_empty());
+    }
+
+    #[test]
+    fn a_handle_that_another_content_has_is_a_failure_and_never_a_cut() {
+        let watch = ContentWatch::new();
+        let mut older = with_handle(true);
+        older.metadata.name = Some("older".into());
+        older.spec.volume_snapshot_ref.name = Some("older".into());
+        watch.take(Event::InitApply(older.clone()));
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let _subscription = watch.subscribe("ns", "s", CutSignal::Handle, 0, sender);
+        watch.take(Event::Apply(with_handle(true)));
+        let Ok((0, ContentNews::Failed(why))) = receiver.try_recv() else { panic!("no failure was told") };
+        assert!(why.contains("older") && why.contains("--snapshot-name-uuid-length"), "{why}");
+        assert_eq!(watch.shares_handle(&with_handle(true)).as_deref(), Some("older"));
+        // Another driver may well have the same handle.
+        let mut foreign = with_handle(true);
+        foreign.spec.driver = "other".into();
+        assert_eq!(watch.shares_handle(&foreign), None);
+        watch.take(Event::Delete(older));
+        assert_eq!(watch.shares_handle(&with_handle(true)), None);
     }
 
     #[test]

@@ -64,16 +64,72 @@ pub struct StorageTable {
     entries: BTreeMap<(String, String), StorageFact>,
 }
 
-/// Drivers whose CreateSnapshot returns only after an atomic cut, and with a handle then
-/// (read in their sources and documents: docs/design/storage.md).
-const BUILT_IN: &[(&str, &str)] = &[
-    ("ebs.csi.aws.com", "EC2 snapshots are point-in-time when CreateSnapshot returns; upload follows"),
-    ("pd.csi.storage.gke.io", "GCE disk snapshots are cut when the status leaves CREATING; upload follows"),
-    ("disk.csi.azure.com", "Azure managed disk snapshots are cut when the operation returns"),
-    ("rbd.csi.ceph.com", "RBD snapshots are atomic and taken inside the call"),
-    ("csi.trident.netapp.io", "ONTAP snapshots are atomic; ready when Online"),
-    ("topolvm.io", "thin LVM snapshots are atomic and taken before the call returns"),
-    ("driver.longhorn.io", "Longhorn snapshots are taken inside the call; the backup type uploads later"),
+/// A driver that we know from its sources and documents.
+struct Known {
+    driver: &'static str,
+    cut: CutKind,
+    signal: CutSignal,
+    /// Why, and from where it is known.
+    why: &'static str,
+}
+
+const fn atomic(driver: &'static str, why: &'static str) -> Known {
+    Known { driver, cut: CutKind::Atomic, signal: CutSignal::Handle, why }
+}
+
+/// Answers before it cuts, or does not say: only `readyToUse` tells.
+const fn late(driver: &'static str, why: &'static str) -> Known {
+    Known { driver, cut: CutKind::Atomic, signal: CutSignal::Ready, why }
+}
+
+const fn copies(driver: &'static str, why: &'static str) -> Known {
+    Known { driver, cut: CutKind::Copy, signal: CutSignal::Handle, why }
+}
+
+/// The drivers that `Auto` knows. None of their groups is vouched for: where a driver has groups, whether they are one
+/// instant depends on the version and the kind of volume, and an operator says so (docs/design/storage.md).
+const BUILT_IN: &[Known] = &[
+    atomic(
+        "ebs.csi.aws.com",
+        "EC2 snapshots are a point in time when CreateSnapshot returns; the upload follows (AWS documentation; \
+         aws-ebs-csi-driver)",
+    ),
+    atomic(
+        "pd.csi.storage.gke.io",
+        "GCE disk snapshots are cut when their status leaves CREATING, and the driver waits for that \
+         (gcp-compute-persistent-disk-csi-driver)",
+    ),
+    atomic(
+        "disk.csi.azure.com",
+        "managed disk snapshots are cut when the operation returns; the copy follows (azuredisk-csi-driver)",
+    ),
+    atomic("rbd.csi.ceph.com", "RBD snapshots are atomic and taken inside the call (ceph-csi)"),
+    copies(
+        "cephfs.csi.ceph.com",
+        "CephFS snapshots are taken inside the call, but each client adds what it still has buffered when it learns of \
+         them: not proven to be one instant (ceph-csi; Ceph documentation)",
+    ),
+    atomic("csi.trident.netapp.io", "ONTAP snapshots are atomic; ready when Online (trident)"),
+    atomic("topolvm.io", "thin LVM snapshots are atomic and taken before the call returns (topolvm)"),
+    atomic("topolvm.cybozu.com", "as topolvm.io, its older name"),
+    atomic(
+        "driver.longhorn.io",
+        "Longhorn snapshots are taken inside the call; those of type bak upload later (longhorn-manager)",
+    ),
+    late(
+        "linstor.csi.linbit.com",
+        "LINSTOR snapshots are atomic; a call that returns not ready did not confirm the cut (linstor-csi)",
+    ),
+    late(
+        "zfs.csi.openebs.io",
+        "ZFS snapshots are atomic, but the call returns before the node cut, unless the snapshot class has the \
+         parameter wait (openebs/zfs-localpv)",
+    ),
+    late(
+        "local.csi.openebs.io",
+        "LVM snapshots are atomic, but the call returns before the node cut (openebs/lvm-localpv)",
+    ),
+    copies("hostpath.csi.k8s.io", "copies a live directory file by file (csi-driver-host-path)"),
 ];
 
 impl StorageTable {
@@ -81,14 +137,14 @@ impl StorageTable {
     pub fn built_in() -> Self {
         let entries = BUILT_IN
             .iter()
-            .map(|(driver, why)| {
+            .map(|known| {
                 let fact = StorageFact {
-                    cut: CutKind::Atomic,
+                    cut: known.cut,
                     group: GroupKind::Sequential,
-                    signal: CutSignal::Handle,
-                    reason: format!("built in: {why}"),
+                    signal: known.signal,
+                    reason: format!("built in: {}", known.why),
                 };
-                (((*driver).to_owned(), "*".to_owned()), fact)
+                ((known.driver.to_owned(), "*".to_owned()), fact)
             })
             .collect();
         Self { entries }
@@ -149,9 +205,30 @@ mod tests {
 
     #[test]
     fn an_unlisted_driver_counts_as_the_worse_of_everything() {
-        let fact = StorageTable::built_in().look_up("hostpath.csi.k8s.io", "any");
+        let fact = StorageTable::built_in().look_up("csi.vendor.example", "any");
         assert_eq!(fact, StorageFact::default());
         assert_eq!((fact.cut, fact.signal), (CutKind::Copy, CutSignal::Ready));
+    }
+
+    #[test]
+    fn drivers_that_answer_before_they_cut_are_waited_for_and_copies_are_copies() {
+        let table = StorageTable::built_in();
+        for driver in ["zfs.csi.openebs.io", "local.csi.openebs.io", "linstor.csi.linbit.com"] {
+            let fact = table.look_up(driver, "any");
+            assert_eq!((fact.cut, fact.signal), (CutKind::Atomic, CutSignal::Ready), "{driver}");
+        }
+        for driver in ["hostpath.csi.k8s.io", "cephfs.csi.ceph.com"] {
+            assert_eq!(table.look_up(driver, "any").cut, CutKind::Copy, "{driver}");
+        }
+    }
+
+    #[test]
+    fn every_built_in_entry_is_in_the_document_as_it_is() {
+        let page = include_str!("../../../docs/design/storage.md");
+        for known in BUILT_IN {
+            let row = format!("| `{}` | `{:?}` | `{:?}` |", known.driver, known.cut, known.signal);
+            assert!(page.contains(&row), "docs/design/storage.md has no row beginning {row}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 mod admission;
 mod api;
+mod cuts;
 mod error;
 mod events;
 mod exec;
@@ -39,7 +40,7 @@ pub use api::{AuditEntry, HOOKS_ACCOUNT};
 pub use error::{ApiError, SimError};
 pub use faults::{Fault, FaultAction, FaultPlan};
 pub use kubelet::NODE;
-pub use snapshots::{Knobs, LedgerEntry};
+pub use snapshots::{CutTime, Knobs, LedgerEntry};
 pub use volumes::DRIVER;
 
 use crate::api::Api;
@@ -159,6 +160,7 @@ impl SimCluster {
                 knobs: Arc::clone(&knobs),
                 ledger: Mutex::default(),
                 cutting: Mutex::default(),
+                turn: tokio::sync::Mutex::default(),
             });
             tasks.push(tokio::spawn(snapshots.run()));
         }

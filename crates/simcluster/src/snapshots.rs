@@ -1,7 +1,7 @@
 //! The snapshot controller, its sidecar and the driver in one. The cut is a copy of the directory while every process
 //! of every pod that mounts the claim is stopped; it is atomic for that reason, and its duration is no figure.
 //!
-//! Guarantees: a handle appears on a content only after its cut; the processes continue after every cut, failed ones
+//! Guarantees: a handle appears on a content only after its cut, unless a knob asks for a broken driver; the processes continue after every cut, failed ones
 //! included; each cut is in the ledger before its handle is visible.
 
 use std::collections::HashSet;
@@ -50,6 +50,21 @@ pub struct Knobs {
     pub fail_next: u32,
     /// The message of failed cuts.
     pub failure: String,
+    /// So many next calls end with a code that is not final, at once: the sidecar must go on, also for a content that
+    /// is being deleted, and a later call cuts.
+    pub unavailable_next: u32,
+    /// Time inside the call after the cut.
+    pub post_cut_delay: Duration,
+    /// The driver answers at once, not ready, and cuts only after this: a broken driver.
+    pub ok_before_cut: Duration,
+    /// How long the sidecar waits for a call. The driver goes on; the retry gets its answer.
+    pub sidecar_timeout: Option<Duration>,
+    /// What the driver says about the time of its cuts.
+    pub cut_time: CutTime,
+    /// Every call is answered with the volume's oldest snapshot, as when names are truncated until they collide.
+    pub repeats_handle: bool,
+    /// Calls wait for each other.
+    pub one_at_a_time: bool,
     /// The sidecar is down: contents are made, nothing is cut until this is false again.
     pub sidecar_down: bool,
     /// The volumes of a group are cut one after the other, not at one instant.
@@ -58,6 +73,18 @@ pub struct Knobs {
     pub group_also: Vec<String>,
     /// Claims that the driver leaves out of a group.
     pub group_omits: Vec<String>,
+}
+
+/// What a driver says about the time of a cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CutTime {
+    /// The truth.
+    #[default]
+    True,
+    /// Nothing: the sidecar stores 1970.
+    Missing,
+    /// So much before the truth.
+    Early(Duration),
 }
 
 /// One line of the ledger, in the shape of the real test driver's.
@@ -92,6 +119,7 @@ pub(crate) struct Snapshots {
     pub knobs: Arc<Mutex<Knobs>>,
     pub ledger: Mutex<()>,
     pub cutting: Mutex<HashSet<String>>,
+    pub turn: tokio::sync::Mutex<()>,
 }
 
 impl Snapshots {
@@ -266,69 +294,6 @@ impl Snapshots {
         self.store.find(CONTENTS, "", &name).ok_or_else(|| format!("content {name} went away"))
     }
 
-    async fn cut_until_done(self: Arc<Self>, content: Arc<Value>) {
-        let name = text(&content["metadata"]["name"]);
-        loop {
-            let done = match self.cut(&content).await {
-                Ok(()) => true,
-                Err(why) => {
-                    let why = format!("Failed to check and update snapshot content: {why}");
-                    let now = self.store.now();
-                    self.change(CONTENTS, &content, |content| {
-                        content["status"]["error"] = json!({"message": why, "time": now});
-                        content["status"]["readyToUse"] = json!(false);
-                    });
-                    false
-                }
-            };
-            let wanted = self.is_wanted(&content);
-            if done || !wanted {
-                break;
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-        let uid = text(&content["metadata"]["uid"]);
-        self.cutting.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
-        // Something to see for the loop: a content that was deleted meanwhile can go now.
-        self.store.collect.notify_one();
-        if let Some(now) = self.store.find(CONTENTS, "", &name)
-            && !now["metadata"]["deletionTimestamp"].is_null()
-        {
-            self.release_content(&now).await;
-        }
-    }
-
-    async fn cut(&self, content: &Value) -> Result<(), String> {
-        while self.knobs().sidecar_down {
-            tokio::time::sleep(SIDECAR_POLL).await;
-        }
-        let knobs = self.knobs();
-        tokio::time::sleep(knobs.pre_cut_delay).await;
-        self.fail_if_told()?;
-        if !self.is_wanted(content) {
-            return Ok(());
-        }
-        let uid = text(&content["spec"]["volumeSnapshotRef"]["uid"]);
-        let volume = text(&content["spec"]["source"]["volumeHandle"]);
-        let (name, handle) = (format!("snapshot-{uid}"), format!("snap-{uid}"));
-        let target = self.root.join("snapshots").join(&handle);
-        let (object, cut) = self.copy_stopped(&volume, &handle, &name, target).await?;
-        let size = quantity_of(&object);
-        let write = |ready: bool| {
-            self.change(CONTENTS, content, |content| {
-                content["status"] = json!({
-                    "snapshotHandle": handle, "creationTime": cut, "readyToUse": ready, "restoreSize": size,
-                });
-            });
-        };
-        if !knobs.ready_delay.is_zero() {
-            write(false);
-            tokio::time::sleep(knobs.ready_delay).await;
-        }
-        write(true);
-        Ok(())
-    }
-
     /// One of the failures that were asked for, if any is left.
     pub(crate) fn fail_if_told(&self) -> Result<(), String> {
         let mut knobs = self.knobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -340,7 +305,7 @@ impl Snapshots {
     }
 
     /// Whether a content still exists and is not being deleted.
-    fn is_wanted(&self, content: &Value) -> bool {
+    pub(crate) fn is_wanted(&self, content: &Value) -> bool {
         self.is_wanted_in(CONTENTS, content)
     }
 
@@ -353,7 +318,7 @@ impl Snapshots {
     }
 
     /// The cut itself: stop, copy, write the ledger, continue. The answer is the volume and the time of the cut.
-    async fn copy_stopped(
+    pub(crate) async fn copy_stopped(
         &self,
         volume: &str,
         handle: &str,
@@ -430,7 +395,7 @@ impl Snapshots {
     }
 
     /// A deleted content goes when its snapshot is going too (or never was) and no cut of it is under way.
-    async fn release_content(&self, content: &Value) {
+    pub(crate) async fn release_content(&self, content: &Value) {
         let meta = &content["metadata"];
         let reference = &content["spec"]["volumeSnapshotRef"];
         let snapshot = self.store.find(SNAPSHOTS, &text(&reference["namespace"]), &text(&reference["name"]));
@@ -521,7 +486,7 @@ impl Snapshots {
         self.knobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn nanos(&self) -> i64 {
+    pub(crate) fn nanos(&self) -> i64 {
         i64::try_from(self.store.clock.wall().as_nanosecond()).unwrap_or(0)
     }
 
