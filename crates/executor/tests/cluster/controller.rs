@@ -25,6 +25,11 @@ pub struct Controller {
 
 impl Controller {
     pub fn start(cluster: &SimCluster, replica: &str) -> Self {
+        Self::start_trusting(cluster, replica, CutKind::Atomic, CutSignal::Handle)
+    }
+
+    /// One whose operator says this about the driver.
+    pub fn start_trusting(cluster: &SimCluster, replica: &str, cut: CutKind, signal: CutSignal) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let inside = runtime.enter();
         let config = exec_client_config(cluster.kube_config());
@@ -36,7 +41,7 @@ impl Controller {
             exec: Arc::new(KubeExec::from_config(config, Arc::clone(&clock)).unwrap()),
             clock,
             entropy: Arc::new(SystemEntropy),
-            storage: Arc::new(trusted()),
+            storage: Arc::new(trusted(cut, signal)),
             observer: Arc::new(Unobserved),
             contents: contents.clone(),
             replica: replica.to_owned(),
@@ -77,14 +82,14 @@ impl Drop for Controller {
     }
 }
 
-fn trusted() -> StorageTable {
+fn trusted(cut: CutKind, cut_signal: CutSignal) -> StorageTable {
     StorageTable::with_trust(&TrustFile {
         entries: vec![TrustEntry {
             driver: DRIVER.into(),
             storage_class: None,
-            cut: CutKind::Atomic,
+            cut,
             group: GroupKind::Sequential,
-            cut_signal: CutSignal::Handle,
+            cut_signal,
             reason: "every process of the pod is stopped while its directory is copied".into(),
         }],
     })

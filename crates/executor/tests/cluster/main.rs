@@ -6,6 +6,7 @@
 
 mod authority;
 mod controller;
+mod drivers;
 mod interruption;
 mod points;
 mod restores;
