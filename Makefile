@@ -29,10 +29,13 @@ cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTE
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
-setup: ## Install what building takes: a C compiler (rustc links with it, `ring` has C in it); checks for Rust
+setup: ## Install what building and testing take: a C compiler (rustc links with it, `ring` has C in it), shells; checks for Rust
 	@missing=()
 	command -v cc >/dev/null || missing+=(gcc libc6-dev)
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+	# The holder is tested in every shell that containers have.
+	for shell in dash bash; do command -v $$shell >/dev/null || missing+=($$shell); done
+	command -v busybox >/dev/null || missing+=(busybox-static)
 	if [ $${#missing[@]} -gt 0 ]; then
 	  echo "installing $${missing[*]}"
 	  $(root) apt-get update -qq

@@ -4,6 +4,7 @@
 //! grammar to its last byte, or carries another nonce, is [`protocol::Parsed::Foreign`] and proves nothing;
 //! what is sent is rendered from a text whose every placeholder has a value, one write per block.
 
+pub mod holder;
 pub mod nonce;
 pub mod protocol;
 pub mod text;
