@@ -2,7 +2,7 @@
 //!
 //! Every test runs the argv that the controller sends. What the commands did is read from a log that they append to,
 //! through a descriptor they inherit, so that they need no right to write anywhere. Bounds are the promised ones only.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, missing_docs)]
 
 mod ends;
 mod misbehaviour;
