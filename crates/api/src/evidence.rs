@@ -131,10 +131,19 @@ pub struct ResolvedApplication {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 320)))]
     pub pods_at_ready: Vec<String>,
-    /// The same after the last THAWED.
+    /// The same after the last THAWED, and with it every other pod that then mounted a member claim writable.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 320)))]
     pub pods_at_thawed: Vec<String>,
+    /// What the template's role rule chose when the hold was READY (`pod name/uid=role`), sorted; empty: it has no such
+    /// rule (docs/design/freeze.md §4.4).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 384)))]
+    pub chosen_at_ready: Vec<String>,
+    /// The same after the last THAWED.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 384)))]
+    pub chosen_at_thawed: Vec<String>,
 }
 
 /// How an application is held.
@@ -233,6 +242,11 @@ pub struct HoldEvidence {
     /// When THAWED to our nonce was received on the same stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thawed: Option<Offset>,
+    /// Where the container mounts something that is no member below a member's mount path: what lies there is not cut
+    /// with the member.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 1024)))]
+    pub foreign_mounts: Vec<String>,
     /// EVIDENCE lines of the hold: settings, positions, paths. At most 32 values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32), inner(length(max = 1024)))]
@@ -317,6 +331,10 @@ pub struct MemberEvidence {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 1024)))]
     pub mount_paths: Vec<String>,
+    /// Other held pods of the application that mount the same claim.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    pub also_mounted: Vec<MemberMount>,
     /// Handle of the volume, from the bound PV.
     #[serde(default)]
     #[schemars(length(max = 1024))]
@@ -413,6 +431,34 @@ pub struct GroupEvidence {
     /// Whether the group's members were found to be exactly the resolved volumes; absent: not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact: Option<bool>,
+}
+
+impl MemberEvidence {
+    /// Where the held container of a pod mounts this member; nothing where it does not.
+    pub fn mounted_in(&self, pod_uid: &str) -> &[String] {
+        if self.pod_uid == pod_uid {
+            return &self.mount_paths;
+        }
+        let other = self.also_mounted.iter().find(|mount| mount.pod_uid == pod_uid);
+        other.map(|mount| mount.mount_paths.as_slice()).unwrap_or_default()
+    }
+}
+
+/// A held pod that mounts a claim which is a member by another pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberMount {
+    /// The pod.
+    #[schemars(length(max = 253))]
+    pub pod_name: String,
+    /// Its UID.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+    /// Where its held container mounts the claim.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 1024)))]
+    pub mount_paths: Vec<String>,
 }
 
 /// What was found when a snapshot was settled.

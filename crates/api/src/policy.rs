@@ -224,7 +224,7 @@ pub struct Application {
     /// Which volumes are left out. Default: every claim mounted by the selected pods is a member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volumes: Option<VolumeChoice>,
-    /// Lower orders freeze first and thaw last. Not supported yet.
+    /// Lower orders freeze first and thaw last; equal orders go together.
     #[serde(default)]
     #[schemars(default)]
     pub order: i32,
@@ -240,9 +240,9 @@ pub enum PodChoice {
     /// The template's rule; one pod where it has none.
     #[default]
     Auto,
-    /// Every selected pod. Not supported yet.
+    /// Every selected pod, each with a hold of its own.
     All,
-    /// Exactly one; several selected pods are an error.
+    /// Exactly one: by the template's role rule; without such a rule several selected pods are an error.
     One,
 }
 

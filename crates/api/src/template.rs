@@ -225,7 +225,7 @@ pub struct Target {
     #[serde(default)]
     #[schemars(default)]
     pub pods: PodChoice,
-    /// How the role of a pod is found. Not supported yet.
+    /// How the role of a pod is found; without it the pods of a selector are alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<RoleRule>,
 }
@@ -234,7 +234,7 @@ pub struct Target {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RoleRule {
-    /// Prints the role.
+    /// Prints the role, nothing else. Runs in the container before anything is frozen, and again after the thaw.
     #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
     pub command: Vec<String>,
     /// Roles that may be held, in order of preference.

@@ -20,7 +20,7 @@ use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
 use crate::observer::{RunLabels, RunResult};
 use crate::recovery::{Row, row};
-use crate::resolve::{Refusal, Resolution, SNAPSHOT_IN_FLIGHT, decide, observe, preflight};
+use crate::resolve::{MAX_HOLDS, Refusal, Resolution, SNAPSHOT_IN_FLIGHT, ask, decide, observe, preflight};
 use crate::run::{Abort, End, Reason};
 use crate::settle::{self, Owner};
 
@@ -259,7 +259,8 @@ impl BackupRun {
         if let Some(first) = stillpoint_api::validate::backup(&backup).first() {
             return Err(Refusal::stands("BackupNotAccepted", format!("{}: {}", first.path, first.message)));
         }
-        let observed = observe::observe(&self.context, &backup).await?;
+        let mut observed = observe::observe(&self.context, &backup).await?;
+        ask::ask(&self.context, &backup, &mut observed).await?;
         let entropy = &*self.context.entropy;
         let fresh = || {
             Nonce::generate(entropy).map_err(|error| {
@@ -267,7 +268,8 @@ impl BackupRun {
             })
         };
         let nonce = fresh()?;
-        let hold_nonces = observed.applications.iter().map(|_| fresh()).collect::<Result<Vec<_>, _>>()?;
+        let pods: usize = observed.applications.iter().map(|application| application.pods.len()).sum();
+        let hold_nonces = (0..pods.min(MAX_HOLDS)).map(|_| fresh()).collect::<Result<Vec<_>, _>>()?;
         let given = decide::Given {
             backup: &backup,
             attempt,

@@ -88,8 +88,14 @@ pub fn digest(recipe: &Recipe) -> String {
 /// Every argv of a recipe.
 pub(crate) fn arguments(recipe: &Recipe) -> Vec<(String, &Vec<String>)> {
     let mut all = Vec::new();
+    if let Some(role) = recipe.target.as_ref().and_then(|target| target.role.as_ref()) {
+        all.push(("spec.target.role.command".to_owned(), &role.command));
+    }
     if let Some(prepare) = &recipe.prepare {
         all.push(("spec.prepare.command".to_owned(), &prepare.command));
+    }
+    for (name, role) in &recipe.volume_roles {
+        all.push((format!("spec.volumeRoles[{name}].command"), &role.command));
     }
     match &recipe.freeze {
         Some(Freeze::Session(session)) => {
@@ -126,7 +132,10 @@ pub(crate) fn arguments(recipe: &Recipe) -> Vec<(String, &Vec<String>)> {
 
 fn arguments_mut(recipe: &mut Recipe) -> Vec<&mut Vec<String>> {
     let mut all = Vec::new();
+    let role = recipe.target.as_mut().and_then(|target| target.role.as_mut());
+    all.extend(role.map(|role| &mut role.command));
     all.extend(recipe.prepare.as_mut().map(|prepare| &mut prepare.command));
+    all.extend(recipe.volume_roles.values_mut().map(|role| &mut role.command));
     match recipe.freeze.as_mut() {
         Some(Freeze::Session(session)) => all.push(&mut session.command),
         Some(Freeze::Commands(commands)) => {

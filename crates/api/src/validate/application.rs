@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::{Finding, is_dns_label};
-use crate::policy::{Application, PodChoice, WhenNoPods};
+use crate::policy::{Application, WhenNoPods};
 use crate::template::{Recipe, substitute};
 
 /// What keeps an application's parameters from fitting its template: `UnknownParameter`, `MissingParameter`,
@@ -57,21 +57,6 @@ fn one(application: &Application, path: &str) -> Vec<Finding> {
         ));
     }
     found.extend(selector(&application.selector, &format!("{path}.selector")));
-    match application.pods {
-        PodChoice::Auto | PodChoice::One => {}
-        PodChoice::All => found.push(Finding::not_yet(
-            format!("{path}.pods"),
-            "holding every selected pod",
-            "select one pod with pods: One",
-        )),
-    }
-    if application.order != 0 {
-        found.push(Finding::not_yet(
-            format!("{path}.order"),
-            "an order of applications",
-            "leave it out; all applications are frozen together",
-        ));
-    }
     match application.when_no_pods {
         WhenNoPods::Fail => {}
         WhenNoPods::Skip | WhenNoPods::Snapshot => found.push(Finding::not_yet(

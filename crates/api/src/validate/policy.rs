@@ -250,8 +250,6 @@ mod tests {
             ("/schedule/concurrency", json!("Queue"), "spec.schedule.concurrency"),
             ("/schedule/concurrency", json!("Replace"), "spec.schedule.concurrency"),
             ("/objectives", json!({"rto": "15m"}), "spec.objectives.rto"),
-            ("/applications/0/order", json!(1), "spec.applications[db].order"),
-            ("/applications/0/pods", json!("All"), "spec.applications[db].pods"),
             ("/applications/0/whenNoPods", json!("Skip"), "spec.applications[db].whenNoPods"),
             ("/applications/0/whenNoPods", json!("Snapshot"), "spec.applications[db].whenNoPods"),
             ("/freeze", json!({"onBlocked": "KillBlocker"}), "spec.freeze.onBlocked"),

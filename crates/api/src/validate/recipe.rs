@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Finding;
-use crate::policy::PodChoice;
 use crate::template::placeholder::{self, Part, RUN_TIME};
 use crate::template::{self, Freeze, ParameterType, Recipe};
 use session::{printed, session};
@@ -25,6 +24,7 @@ pub fn recipe(recipe: &Recipe, kind: &str, name: &str) -> Vec<Finding> {
     }
     found.extend(parameters(recipe));
     found.extend(placeholders(recipe));
+    found.extend(role(recipe));
     found.extend(not_supported_yet(recipe));
     if recipe
         .prepare
@@ -129,6 +129,37 @@ fn how_it_is_held(recipe: &Recipe) -> Vec<Finding> {
             "freeze and preHook/postHook say the same thing twice: keep one of them",
         )],
     }
+}
+
+fn role(recipe: &Recipe) -> Vec<Finding> {
+    let Some(rule) = recipe.target.as_ref().and_then(|target| target.role.as_ref()) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    if rule.command.first().is_none_or(String::is_empty) {
+        found.push(Finding::new(
+            "spec.target.role.command",
+            "NoCommand",
+            "nothing prints the role: write the argv of a command that does",
+        ));
+    }
+    let words = |role: &String| !role.is_empty() && role.trim() == role && !role.contains('\n');
+    if rule.accept.is_empty() || !rule.accept.iter().all(words) {
+        found.push(Finding::new(
+            "spec.target.role.accept",
+            "NoRole",
+            "name the roles that may be held as the command prints them, the preferred one first",
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    if rule.accept.iter().any(|role| !seen.insert(role)) {
+        found.push(Finding::new(
+            "spec.target.role.accept",
+            "DuplicateName",
+            "a role is named twice: the first place is its preference, remove the other",
+        ));
+    }
+    found
 }
 
 fn parameters(recipe: &Recipe) -> Vec<Finding> {
@@ -258,7 +289,6 @@ fn not_supported_yet(recipe: &Recipe) -> Vec<Finding> {
         Some(Freeze::Commands(_) | Freeze::None {}) | None => None,
     };
     let commands = matches!(recipe.freeze, Some(Freeze::Commands(_)));
-    let target = recipe.target.as_ref();
     [
         (
             commands,
@@ -296,18 +326,6 @@ fn not_supported_yet(recipe: &Recipe) -> Vec<Finding> {
             "spec.recover",
             "a recovery command",
             "use a session: its lock ends with it",
-        ),
-        (
-            target.is_some_and(|target| target.role.is_some()),
-            "spec.target.role",
-            "choosing pods by role",
-            "select one pod by its labels",
-        ),
-        (
-            target.is_some_and(|target| target.pods == PodChoice::All),
-            "spec.target.pods",
-            "holding every selected pod",
-            "write One, and select one pod",
         ),
         (
             !recipe.after_restore.is_empty(),

@@ -6,16 +6,19 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 use stillpoint_api::backup::{Backup, Trigger};
 use stillpoint_api::clock::Mono;
-use stillpoint_api::evidence::{HoldKind, MemberEvidence, Resolved, ResolvedApplication};
+use stillpoint_api::evidence::{HoldKind, Resolved, ResolvedApplication};
 use stillpoint_api::policy::{
-    BackupPolicySpec, Continuity, FreezeBounds, PodChoice, Requirement, RunBounds, SnapshotOptions,
+    BackupPolicySpec, Continuity, FreezeBounds, Requirement, RunBounds, SnapshotOptions, TemplateRef,
 };
 use stillpoint_api::snapshot::VolumeSnapshotClass;
 use stillpoint_api::template::{Freeze, Recipe, Session, digest, substitute};
 
+use super::choose::PodRule;
+use super::members::{Planned, foreign_mounts};
 use super::observe::{Observed, ObservedApplication};
-use super::pods::{container_runs, container_state, identities, is_live};
-use super::{Refusal, Resolution, RunHold, RunPrepare};
+use super::pods::{container_state, evidence, identities, volume_claims};
+use super::shared::{self, Owners};
+use super::{LookAgain, Refusal, Resolution, RunHold, RunPrepare, limits};
 use crate::context::HOOKS_ACCOUNT;
 use crate::exec::ExecTarget;
 use crate::hold::Nonce;
@@ -38,7 +41,7 @@ pub struct Given<'a> {
     pub attempt: u32,
     /// Nonce of the attempt.
     pub nonce: &'a Nonce,
-    /// A nonce for each application's hold.
+    /// Nonces for the holds, one each: at least as many as there may be holds.
     pub hold_nonces: &'a [Nonce],
     /// What is known about drivers.
     pub storage: &'a StorageTable,
@@ -92,7 +95,7 @@ fn options(backup: &Backup, observed: &Observed) -> Options {
 /// The first reason why it cannot begin.
 pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refusal> {
     let backup = given.backup;
-    authority(backup, observed)?;
+    admit(backup, observed)?;
     let options = options(backup, observed);
     let classes = observed.classes.as_ref().ok_or_else(|| {
         Refusal::stands(
@@ -130,11 +133,17 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
             requirement: options.requirement,
             applications: Vec::new(),
         },
-        selectors: Vec::new(),
+        again: Vec::new(),
     };
-    for (index, application) in observed.applications.iter().enumerate() {
-        let one = One { given, observed, options: &options, classes, application };
-        one.resolve(given.hold_nonces.get(index), &mut resolution)?;
+    let mut picked = Vec::new();
+    for application in &observed.applications {
+        picked.push(One { given, observed, options: &options, classes, application }.pick()?);
+    }
+    let owners = shared::owners(&picked);
+    shared::writers_are_held(&observed.pods, &picked, &owners)?;
+    let mut nonces = given.hold_nonces.iter();
+    for (index, application) in picked.iter().enumerate() {
+        application.resolve(index, &owners, &mut nonces, &mut resolution)?;
     }
     if resolution.plan.members.is_empty() {
         return Err(Refusal::stands(
@@ -144,13 +153,20 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
     }
     let members = 0..resolution.plan.members.len();
     resolution.plan.cuts = members.map(|index| CutPlan::single(MemberId(index))).collect();
+    for application in &picked {
+        application.fits(&resolution.plan)?;
+    }
+    limits::check(&resolution)?;
     let members = u32::try_from(resolution.plan.members.len()).unwrap_or(u32::MAX);
     resolution.plan.stack_patience += Duration::from_secs(1) * members;
     Ok(resolution)
 }
 
 /// Whose run it is: the trigger, the policy and the namespace's opt-in (docs/authority.md §4).
-fn authority(backup: &Backup, observed: &Observed) -> Result<(), Refusal> {
+///
+/// # Errors
+/// The first reason why nothing may run for it.
+pub fn admit(backup: &Backup, observed: &Observed) -> Result<(), Refusal> {
     let namespace = backup.namespace().unwrap_or_default();
     if let Some(reference) = &backup.spec.run.policy_ref {
         let Some(policy) = &observed.policy else {
@@ -190,7 +206,31 @@ fn authority(backup: &Backup, observed: &Observed) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The template of an application with its parameters, as it will run.
+///
+/// # Errors
+/// There is none, or it cannot be used.
+pub fn recipe_of(application: &ObservedApplication) -> Result<(TemplateRef, Recipe), Refusal> {
+    let name = &application.spec.name;
+    let (reference, recipe) = application.template.clone()?;
+    let recipe = substitute(&recipe, &application.spec.parameters).map_err(|found| {
+        let first = found.first().map(|finding| finding.message.clone()).unwrap_or_default();
+        Refusal::stands(
+            "ParameterInvalid",
+            format!("application {name}: template {}: {first}", reference.name),
+        )
+    })?;
+    if let Some(first) = stillpoint_api::validate::recipe(&recipe, "template", &reference.name).first() {
+        return Err(Refusal::stands(
+            "TemplateInvalid",
+            format!("template {}: {}: {}", reference.name, first.path, first.message),
+        ));
+    }
+    Ok((reference, recipe))
+}
+
 /// One application being resolved.
+#[derive(Clone, Copy)]
 pub(super) struct One<'a> {
     pub(super) given: &'a Given<'a>,
     pub(super) observed: &'a Observed,
@@ -199,42 +239,109 @@ pub(super) struct One<'a> {
     pub(super) application: &'a ObservedApplication,
 }
 
-impl One<'_> {
-    pub(super) fn name(&self) -> &str {
+/// An application with its template and its pods.
+pub(super) struct Picked<'a> {
+    pub(super) one: One<'a>,
+    pub(super) reference: TemplateRef,
+    pub(super) recipe: Recipe,
+    pub(super) rule: PodRule,
+    pub(super) held: Vec<HeldPod<'a>>,
+    chosen: Vec<String>,
+}
+
+/// A pod that is held, and in which container.
+#[derive(Clone, Copy)]
+pub(super) struct HeldPod<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) container: &'a Container,
+}
+
+impl<'a> One<'a> {
+    pub(super) fn name(&self) -> &'a str {
         &self.application.spec.name
     }
 
-    fn resolve(&self, nonce: Option<&Nonce>, into: &mut Resolution) -> Result<(), Refusal> {
-        let (reference, recipe) = self.application.template.clone()?;
-        let recipe = substitute(&recipe, &self.application.spec.parameters).map_err(|found| {
-            let first = found.first().map(|finding| finding.message.clone()).unwrap_or_default();
-            Refusal::stands(
-                "ParameterInvalid",
-                format!("application {}: template {}: {first}", self.name(), reference.name),
-            )
-        })?;
-        if let Some(first) = stillpoint_api::validate::recipe(&recipe, "template", &reference.name).first() {
-            return Err(Refusal::stands(
-                "TemplateInvalid",
-                format!("template {}: {}: {}", reference.name, first.path, first.message),
-            ));
+    fn pick(self) -> Result<Picked<'a>, Refusal> {
+        let (reference, recipe) = recipe_of(self.application)?;
+        let rule = PodRule::of(&self.application.spec, &recipe);
+        let chosen = rule.choose(&self.application.spec, &self.application.pods, &self.application.roles)?;
+        let mut held = Vec::new();
+        for one in &chosen {
+            held.push(HeldPod { pod: one.pod, container: rule.container.running(self.name(), one.pod)? });
         }
-        let pod = self.pod(&recipe)?;
-        let container = self.container(pod, &recipe)?;
-        let members = self.members(pod, container)?;
-        let hold = hold_kind(&recipe);
-        self.storage_fits(&recipe, hold, &members)?;
-        self.probes_tolerate(container, hold)?;
+        let chosen = evidence(&chosen);
+        Ok(Picked { one: self, reference, recipe, rule, held, chosen })
+    }
+}
 
+impl Picked<'_> {
+    pub(super) fn name(&self) -> &str {
+        self.one.name()
+    }
+
+    /// Whether a pod volume or its claim is left out by the policy.
+    fn excludes(&self, volume: &String, claim: &String) -> bool {
+        let volumes = self.one.application.spec.volumes.as_ref();
+        volumes.is_some_and(|volumes| volumes.exclude.contains(volume) || volumes.exclude.contains(claim))
+    }
+
+    /// Pod volume and claim of everything that the pod brings into the run.
+    pub(super) fn claims_of(&self, pod: &Pod) -> Vec<(String, String)> {
+        let all = volume_claims(pod).into_iter();
+        all.filter(|(volume, claim)| !self.excludes(volume, claim)).collect()
+    }
+
+    fn resolve<'n>(
+        &self,
+        index: usize,
+        owners: &Owners,
+        nonces: &mut impl Iterator<Item = &'n Nonce>,
+        into: &mut Resolution,
+    ) -> Result<(), Refusal> {
+        let hold = hold_kind(&self.recipe);
+        let members = self.members(index, owners)?;
+        into.resolved.applications.push(self.resolved(hold));
+        into.again.push(LookAgain {
+            application: self.one.application.spec.clone(),
+            rule: self.rule.clone(),
+            claims: members.iter().map(|planned| planned.member.claim_name.clone()).collect(),
+        });
+        for held in &self.held {
+            self.probes_tolerate(held.container, hold)?;
+            if let Some(prepare) = &self.recipe.prepare {
+                into.plan.prepares.push(ApplicationId(into.prepares.len()));
+                into.prepares.push(RunPrepare {
+                    application: self.name().to_owned(),
+                    target: self.target(held, prepare.command.clone(), false),
+                    timeout: prepare.timeout.map_or(PREPARE_TIMEOUT, |timeout| timeout.get()),
+                });
+            }
+            if let Some(Freeze::Session(session)) = &self.recipe.freeze {
+                let nonce = nonces.next().ok_or_else(limits::too_many_holds)?;
+                let held = self.hold(held, session, &members, nonce)?;
+                into.plan.holds.push(held.plan.clone());
+                into.holds.push(held);
+            }
+        }
+        for planned in members {
+            into.plan.members.push(planned.member);
+            into.classes.push(planned.class);
+        }
+        Ok(())
+    }
+
+    /// What the template claims about the application, for the record.
+    fn resolved(&self, hold: HoldKind) -> ResolvedApplication {
+        let recipe = &self.recipe;
         let crash_safe = recipe.crash_safe.clone().unwrap_or_default();
         let session = match &recipe.freeze {
             Some(Freeze::Session(session)) => Some(session.as_ref()),
             Some(Freeze::Commands(_) | Freeze::None {}) | None => None,
         };
-        into.resolved.applications.push(ResolvedApplication {
+        ResolvedApplication {
             name: self.name().to_owned(),
-            template: Some(reference.clone()),
-            digest: digest(&recipe),
+            template: Some(self.reference.clone()),
+            digest: digest(recipe),
             hold,
             crash_safe: crash_safe.source,
             copy_safe: recipe.copy_safe.clone().map(|safe| safe.proof).unwrap_or_default(),
@@ -250,99 +357,11 @@ impl One<'_> {
             data_paths: recipe.data_paths.clone(),
             data_time: recipe.data_time,
             prepared_at: None,
-            pods_at_ready: identities(&self.application.pods),
+            pods_at_ready: identities(&self.one.application.pods),
             pods_at_thawed: Vec::new(),
-        });
-        into.selectors.push((self.name().to_owned(), self.application.spec.selector.clone()));
-        if let Some(prepare) = &recipe.prepare {
-            into.plan.prepares.push(ApplicationId(into.prepares.len()));
-            into.prepares.push(RunPrepare {
-                application: self.name().to_owned(),
-                target: self.target(pod, container, prepare.command.clone(), false),
-                timeout: prepare.timeout.map_or(PREPARE_TIMEOUT, |timeout| timeout.get()),
-            });
+            chosen_at_ready: self.chosen.clone(),
+            chosen_at_thawed: Vec::new(),
         }
-        if let (Some(session), Some(nonce)) = (session, nonce) {
-            let held = self.hold(pod, container, session, &recipe, &members, nonce)?;
-            into.plan.holds.push(held.plan.clone());
-            into.holds.push(held);
-        }
-        for (member, class) in members {
-            into.plan.members.push(member);
-            into.classes.push(class);
-        }
-        Ok(())
-    }
-
-    /// The one pod that is held. Several pods of one application come with the roles.
-    fn pod(&self, recipe: &Recipe) -> Result<&Pod, Refusal> {
-        let live: Vec<&Pod> = self.application.pods.iter().filter(|pod| is_live(pod)).collect();
-        match live.as_slice() {
-            [] => Err(Refusal::may_pass(
-                "NoPods",
-                format!(
-                    "application {}: no pod matches {:?}; correct applications[].selector, or start the workload",
-                    self.name(),
-                    super::pods::selector_text(&self.application.spec.selector)
-                ),
-            )),
-            [pod] => Ok(pod),
-            several => {
-                let names = several.iter().map(|pod| pod.name_any()).collect::<Vec<_>>().join(", ");
-                let rule =
-                    match (self.application.spec.pods, recipe.target.as_ref().map(|target| target.pods)) {
-                        (PodChoice::One, _) | (PodChoice::Auto, Some(PodChoice::One)) => {
-                            "exactly one is meant"
-                        }
-                        (PodChoice::Auto | PodChoice::All, _) => "holding several pods is not supported yet",
-                    };
-                Err(Refusal::stands(
-                    "SeveralPods",
-                    format!(
-                        "application {}: {} pods match ({names}), and {rule}: narrow the selector",
-                        self.name(),
-                        several.len()
-                    ),
-                ))
-            }
-        }
-    }
-
-    fn container<'p>(&self, pod: &'p Pod, recipe: &Recipe) -> Result<&'p Container, Refusal> {
-        let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
-        let asked = self.application.spec.container.as_deref();
-        // The template's name is a default for images that use it, not a demand.
-        let of_template = recipe.target.as_ref().and_then(|target| target.container.as_deref());
-        let by_name = |name: &str| containers.iter().find(|container| container.name == name);
-        let chosen = match asked {
-            Some(name) => by_name(name),
-            None => of_template.and_then(by_name).or_else(|| containers.first()),
-        };
-        let Some(container) = chosen else {
-            let names =
-                containers.iter().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(Refusal::stands(
-                "ContainerNotFound",
-                format!(
-                    "application {}: pod {} has no container {}; it has {names}",
-                    self.name(),
-                    pod.name_any(),
-                    asked.unwrap_or("")
-                ),
-            ));
-        };
-        if !container_runs(pod, &container.name) {
-            return Err(Refusal::may_pass(
-                "PodNotReady",
-                format!(
-                    "application {}: container {} of pod {} does not run",
-                    self.name(),
-                    container.name,
-                    pod.name_any()
-                ),
-            ));
-        }
-        Ok(container)
     }
 
     /// A freeze that outlasts the liveness probe would end in a restart.
@@ -351,7 +370,7 @@ impl One<'_> {
         let period = u64::try_from(probe.period_seconds.unwrap_or(10)).unwrap_or(10);
         let failures = u64::try_from(probe.failure_threshold.unwrap_or(3)).unwrap_or(3);
         let tolerated = Duration::from_secs(period * failures);
-        let most = self.options.freeze.max_hold().get();
+        let most = self.one.options.freeze.max_hold().get();
         if tolerated < most {
             return Err(Refusal::stands(
                 "ProbeTooStrict",
@@ -367,14 +386,14 @@ impl One<'_> {
         Ok(())
     }
 
-    fn target(&self, pod: &Pod, container: &Container, argv: Vec<String>, stdin: bool) -> ExecTarget {
-        let namespace = self.given.backup.namespace().unwrap_or_default();
+    fn target(&self, held: &HeldPod<'_>, argv: Vec<String>, stdin: bool) -> ExecTarget {
+        let namespace = self.one.given.backup.namespace().unwrap_or_default();
         ExecTarget {
-            impersonate: self.given.impersonate.then(|| ExecTarget::hooks_user(&namespace)),
+            impersonate: self.one.given.impersonate.then(|| ExecTarget::hooks_user(&namespace)),
             namespace,
-            pod: pod.name_any(),
-            pod_uid: pod.uid().unwrap_or_default(),
-            container: container.name.clone(),
+            pod: held.pod.name_any(),
+            pod_uid: held.pod.uid().unwrap_or_default(),
+            container: held.container.name.clone(),
             argv,
             stdin,
         }
@@ -382,44 +401,48 @@ impl One<'_> {
 
     fn hold(
         &self,
-        pod: &Pod,
-        container: &Container,
+        held: &HeldPod<'_>,
         session: &Session,
-        recipe: &Recipe,
-        members: &[(MemberEvidence, String)],
+        members: &[Planned],
         nonce: &Nonce,
     ) -> Result<RunHold, Refusal> {
         let texts = SessionTexts::parse(session).map_err(|error| {
             Refusal::stands("TemplateInvalid", format!("application {}: {error}", self.name()))
         })?;
         let lease = session.lease.duration.map_or(MAX_LEASE, |lease| lease.get()).min(MAX_LEASE);
+        let uid = held.pod.uid().unwrap_or_default();
+        let mount_paths: Vec<String> =
+            members.iter().flat_map(|planned| planned.member.mounted_in(&uid).to_vec()).collect();
         Ok(RunHold {
             plan: HoldPlan {
                 application: self.name().to_owned(),
-                pod_name: pod.name_any(),
-                pod_uid: pod.uid().unwrap_or_default(),
-                container: container.name.clone(),
-                container_state: container_state(pod, &container.name).unwrap_or_default(),
+                pod_name: held.pod.name_any(),
+                pod_uid: uid,
+                container: held.container.name.clone(),
+                container_state: container_state(held.pod, &held.container.name).unwrap_or_default(),
                 nonce: nonce.to_string(),
                 locks: session.locks,
                 lease,
                 lease_unit: Some(session.lease.unit),
-                order: 0,
+                order: self.one.application.spec.order,
                 stages: 1,
                 canary: false,
                 stall_probe: false,
                 local: session.local.clone(),
-                data_paths: recipe.data_paths.clone(),
-                mount_paths: members.iter().flat_map(|(member, _)| member.mount_paths.clone()).collect(),
+                data_paths: self.recipe.data_paths.clone(),
+                foreign_mounts: foreign_mounts(held.container, &mount_paths),
+                mount_paths,
             },
-            target: self.target(pod, container, session.command.clone(), true),
+            target: self.target(held, session.command.clone(), true),
             texts,
             nonce: nonce.clone(),
+            facts: self.recipe.evidence.len(),
         })
     }
 }
 
-fn hold_kind(recipe: &Recipe) -> HoldKind {
+/// How a template holds.
+pub(super) fn hold_kind(recipe: &Recipe) -> HoldKind {
     match &recipe.freeze {
         Some(Freeze::Session(session)) if session.locks => HoldKind::Session,
         Some(Freeze::Session(_)) => HoldKind::Observer,

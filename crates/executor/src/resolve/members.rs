@@ -1,47 +1,80 @@
-//! Which claims are members, how each is cut, and whether that can become what is asked for. Pure.
+//! Which claims are members, and how each is cut. Pure.
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
-use stillpoint_api::evidence::{CutKind, CutSignal, HoldKind, MemberEvidence};
-use stillpoint_api::policy::{CutSignalChoice, Requirement};
+use stillpoint_api::evidence::{CutSignal, MemberEvidence, MemberMount};
+use stillpoint_api::policy::CutSignalChoice;
 use stillpoint_api::snapshot::{DEFAULT_CLASS_ANNOTATION, VolumeSnapshotClass};
-use stillpoint_api::template::{Layout, Recipe};
 
-use super::decide::One;
-use super::pods::volume_claims;
+use super::decide::{HeldPod, One, Picked};
+use super::shared::Owners;
 use super::{Refusal, SNAPSHOT_IN_FLIGHT};
+use crate::verdict::lies_on;
 
-impl One<'_> {
-    /// Every claim of the pod that is not excluded, with its class.
-    pub(super) fn members(
-        &self,
-        pod: &Pod,
-        container: &Container,
-    ) -> Result<Vec<(MemberEvidence, String)>, Refusal> {
-        let excluded = self
-            .application
-            .spec
-            .volumes
-            .as_ref()
-            .map(|volumes| volumes.exclude.as_slice())
-            .unwrap_or_default();
-        let mut members = Vec::new();
-        for (volume, claim) in volume_claims(pod) {
-            if excluded.contains(&volume) || excluded.contains(&claim) {
-                continue;
+/// A claim that will be cut.
+pub(super) struct Planned {
+    /// The member.
+    pub(super) member: MemberEvidence,
+    /// Its snapshot class.
+    pub(super) class: String,
+}
+
+impl Picked<'_> {
+    /// Every claim that belongs to this application and is not excluded, once, with every held pod that mounts it.
+    pub(super) fn members(&self, index: usize, owners: &Owners) -> Result<Vec<Planned>, Refusal> {
+        let mut members: Vec<Planned> = Vec::new();
+        for held in &self.held {
+            for (volume, claim) in self.claims_of(held.pod) {
+                if owners.get(&claim) != Some(&index) {
+                    continue;
+                }
+                let paths = mount_paths(held.container, &volume);
+                match members.iter_mut().find(|planned| planned.member.claim_name == claim) {
+                    None => members.push(self.one.member(held, &claim, paths)?),
+                    Some(known) => also_mounted(&mut known.member, held.pod, paths),
+                }
             }
-            members.push(self.member(pod, container, &volume, &claim)?);
         }
         Ok(members)
     }
+}
 
-    fn member(
-        &self,
-        pod: &Pod,
-        container: &Container,
-        volume: &str,
-        claim_name: &str,
-    ) -> Result<(MemberEvidence, String), Refusal> {
+/// Adds another mount of a claim that is a member already.
+fn also_mounted(member: &mut MemberEvidence, pod: &Pod, paths: Vec<String>) {
+    let uid = pod.uid().unwrap_or_default();
+    if member.pod_uid == uid {
+        member.mount_paths.extend(paths);
+        return;
+    }
+    match member.also_mounted.iter_mut().find(|mount| mount.pod_uid == uid) {
+        Some(mount) => mount.mount_paths.extend(paths),
+        None => member.also_mounted.push(MemberMount {
+            pod_name: pod.name_any(),
+            pod_uid: uid,
+            mount_paths: paths,
+        }),
+    }
+}
+
+/// Where a container mounts a pod volume.
+fn mount_paths(container: &Container, volume: &str) -> Vec<String> {
+    let mounts = container.volume_mounts.iter().flatten().filter(|mount| mount.name == volume);
+    mounts.map(|mount| mount.mount_path.clone()).collect()
+}
+
+/// Mounts of a container below its members' that are no members themselves: what the server writes there is not in the
+/// copy, however its path begins.
+pub(super) fn foreign_mounts(container: &Container, members: &[String]) -> Vec<String> {
+    let mounts = container.volume_mounts.iter().flatten().map(|mount| &mount.mount_path);
+    mounts
+        .filter(|path| !members.contains(*path) && members.iter().any(|member| lies_on(path, member)))
+        .cloned()
+        .collect()
+}
+
+impl One<'_> {
+    fn member(&self, held: &HeldPod<'_>, claim_name: &str, paths: Vec<String>) -> Result<Planned, Refusal> {
+        let pod = held.pod;
         let at = || format!("application {}: claim {claim_name}", self.name());
         let (claim, bound) = self
             .application
@@ -93,7 +126,6 @@ impl One<'_> {
                 ),
             ));
         }
-        let mounts = container.volume_mounts.iter().flatten().filter(|mount| mount.name == volume);
         let spec = claim.spec.as_ref();
         let capacity = claim
             .status
@@ -105,13 +137,13 @@ impl One<'_> {
             .unwrap_or_default();
         let index = self.given.nonce.as_str().chars().take(10).collect::<String>();
         let name: String = self.given.backup.name_any().chars().take(200).collect();
-        Ok((
-            MemberEvidence {
+        Ok(Planned {
+            member: MemberEvidence {
                 application: self.name().to_owned(),
                 pod_name: pod.name_any(),
                 pod_uid: pod.uid().unwrap_or_default(),
                 claim_name: claim_name.to_owned(),
-                mount_paths: mounts.map(|mount| mount.mount_path.clone()).collect(),
+                mount_paths: paths,
                 volume_handle: csi.volume_handle.clone(),
                 driver: csi.driver.clone(),
                 storage_class,
@@ -123,7 +155,7 @@ impl One<'_> {
                 ..MemberEvidence::default()
             },
             class,
-        ))
+        })
     }
 
     fn class(&self, driver: &str, claim: &str) -> Result<String, Refusal> {
@@ -176,47 +208,6 @@ impl One<'_> {
                 ),
             )
         })
-    }
-
-    /// What cannot become `Application` is refused before anything is frozen for nothing.
-    pub(super) fn storage_fits(
-        &self,
-        recipe: &Recipe,
-        hold: HoldKind,
-        members: &[(MemberEvidence, String)],
-    ) -> Result<(), Refusal> {
-        if self.options.requirement != Requirement::Required {
-            return Ok(());
-        }
-        if let Some((member, _)) = members.iter().find(|(member, _)| member.storage.cut == CutKind::Copy)
-            && !(hold.locks() && recipe.copy_safe.is_some())
-        {
-            return Err(Refusal::stands(
-                "StorageNotTrusted",
-                format!(
-                    "application {}: claim {} is on driver {}, which is not known to cut at one instant, and the \
-                     template is not proven for copies: an operator who knows the driver adds it to the controller's \
-                     --storage-trust file, with a reason; consistency: BestEffort keeps what can be had",
-                    self.name(),
-                    member.claim_name,
-                    member.driver
-                ),
-            ));
-        }
-        if members.len() > 1 && !(hold.locks() && recipe.layout == Layout::AnyUnderLock) {
-            let names =
-                members.iter().map(|(member, _)| member.claim_name.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(Refusal::stands(
-                "SeveralVolumes",
-                format!(
-                    "application {}: it has {} volumes ({names}) and the template is proven for one: exclude those \
-                     that the server does not write (volumes.exclude)",
-                    self.name(),
-                    members.len()
-                ),
-            ));
-        }
-        Ok(())
     }
 }
 

@@ -3,21 +3,26 @@
 //! [`observe`] reads the cluster, [`decide`] is pure. Everything that can fail is found here, before anything is
 //! frozen (docs/design/freeze.md §1).
 
+pub mod ask;
+pub mod choose;
 pub mod decide;
+mod fits;
+mod limits;
 mod members;
 pub mod observe;
 pub mod pods;
 pub mod preflight;
 mod refusal;
+mod shared;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use stillpoint_api::evidence::Resolved;
-use stillpoint_api::policy::RunBounds;
+use stillpoint_api::policy::{Application, RunBounds};
 
+pub use limits::MAX_HOLDS;
 pub use refusal::{Refusal, SNAPSHOT_IN_FLIGHT};
 
 use crate::exec::ExecTarget;
@@ -52,8 +57,19 @@ pub struct Resolution {
     pub classes: Vec<String>,
     /// What was resolved, for the record.
     pub resolved: Resolved,
-    /// The selector of each application, to look again after the thaw.
-    pub selectors: Vec<(String, LabelSelector)>,
+    /// What is read again of each application after the thaw.
+    pub again: Vec<LookAgain>,
+}
+
+/// What is read again after the thaw, to be compared with what was resolved (docs/design/freeze.md §4.4).
+#[derive(Clone, Debug)]
+pub struct LookAgain {
+    /// The application.
+    pub application: Application,
+    /// How its pods are chosen.
+    pub rule: choose::PodRule,
+    /// Its members.
+    pub claims: Vec<String>,
 }
 
 /// A command that runs before the freeze.
@@ -78,6 +94,8 @@ pub struct RunHold {
     pub texts: SessionTexts,
     /// Only lines with it count.
     pub nonce: Nonce,
+    /// How many facts its template says that it tells.
+    pub facts: usize,
 }
 
 impl RunHold {

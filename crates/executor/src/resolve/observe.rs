@@ -11,7 +11,8 @@ use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotClass};
 use stillpoint_api::template::{ClusterHookTemplate, HookTemplate, Recipe};
 
 use super::Refusal;
-use super::pods::list_pods;
+use super::choose::Roles;
+use super::pods::{list_all, list_pods};
 use crate::context::{Context, HOOKS_ACCOUNT, bounded};
 
 /// Annotation of a pod that names its ClusterHookTemplate.
@@ -30,6 +31,8 @@ pub struct Observed {
     pub opted_in: bool,
     /// All snapshot classes; `None`: the snapshot API is not installed.
     pub classes: Option<Vec<VolumeSnapshotClass>>,
+    /// All pods of the namespace: whoever may write to a member has to be held.
+    pub pods: Vec<Pod>,
     /// Claims of the namespace with a snapshot that is being made or deleted, and the snapshot's name.
     pub in_flight: BTreeMap<String, String>,
 }
@@ -41,6 +44,8 @@ pub struct ObservedApplication {
     pub spec: Application,
     /// Pods that its selector gives.
     pub pods: Vec<Pod>,
+    /// What their role commands printed; filled by [`super::ask`].
+    pub roles: Roles,
     /// The template that was chosen, and why not.
     pub template: Result<(TemplateRef, Recipe), Refusal>,
     /// Claims that the pods mount, by name.
@@ -78,8 +83,9 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
             list_pods(context, &namespace, &spec.selector).await.map_err(|error| Refusal::request(&error))?;
         let template = template(context, &namespace, &spec, &pods, &mut catalog).await?;
         let claims = claims(context, &namespace, &pods).await?;
-        observed.applications.push(ObservedApplication { spec, pods, template, claims });
+        observed.applications.push(ObservedApplication { spec, pods, roles: Roles::new(), template, claims });
     }
+    observed.pods = list_all(context, &namespace).await.map_err(|error| Refusal::request(&error))?;
     Ok(observed)
 }
 

@@ -8,7 +8,8 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use stillpoint_api::evidence::{ContainerState, Resolved};
 
-use super::Resolution;
+use super::choose::Chosen;
+use super::{Resolution, ask};
 use crate::context::{Context, RequestError, bounded};
 use crate::run::Record;
 
@@ -46,21 +47,51 @@ pub fn volume_claims(pod: &Pod) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Whether a pod may write to a claim: it mounts it, and neither its volume nor every mount of it is read-only.
+pub fn writes(pod: &Pod, claim: &str) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let volumes = spec.volumes.iter().flatten().filter(|volume| {
+        volume
+            .persistent_volume_claim
+            .as_ref()
+            .is_some_and(|source| source.claim_name == claim && source.read_only != Some(true))
+    });
+    let names: Vec<&str> = volumes.map(|volume| volume.name.as_str()).collect();
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let mounts = containers
+        .map(|one| (&one.volume_mounts, &one.volume_devices))
+        .chain(ephemeral.map(|one| (&one.volume_mounts, &one.volume_devices)));
+    mounts.into_iter().any(|(mounts, devices)| {
+        let mounted = mounts
+            .iter()
+            .flatten()
+            .any(|mount| mount.read_only != Some(true) && names.contains(&mount.name.as_str()));
+        mounted || devices.iter().flatten().any(|device| names.contains(&device.name.as_str()))
+    })
+}
+
 /// `name/uid` of pods that are meant to run, sorted.
-pub fn identities(pods: &[Pod]) -> Vec<String> {
+pub fn identities<'p>(pods: impl IntoIterator<Item = &'p Pod>) -> Vec<String> {
     let mut all: Vec<String> = pods
-        .iter()
+        .into_iter()
         .filter(|pod| is_live(pod))
         .map(|pod| format!("{}/{}", pod.name_any(), pod.uid().unwrap_or_default()))
         .collect();
     all.sort();
+    all.dedup();
     all
 }
 
 /// Neither being deleted nor ended.
 pub fn is_live(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !has_ended(pod)
+}
+
+/// All its containers ended and none comes back.
+pub fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Id and restarts of a container.
@@ -97,33 +128,72 @@ pub async fn list_pods(
     Ok(pods.items)
 }
 
+/// All pods of a namespace.
+///
+/// # Errors
+/// The request failed.
+pub async fn list_all(context: &Context, namespace: &str) -> Result<Vec<Pod>, RequestError> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let params = ListParams::default();
+    Ok(bounded("list the pods of the namespace", api.list(&params)).await?.items)
+}
+
 /// What was found after the thaw.
 #[derive(Clone, Debug, Default)]
 pub struct After {
-    pods: BTreeMap<String, Vec<Pod>>,
+    found: BTreeMap<String, Found>,
 }
 
-/// Reads the pods of every application again, outside the window.
+/// One application after the thaw.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    pods: Vec<Pod>,
+    /// Every other pod that may write to a member of the application.
+    writers: Vec<Pod>,
+    /// What the role rule chooses now.
+    chosen: Vec<String>,
+}
+
+/// Reads the pods of every application again and asks for their roles, outside the window.
 ///
 /// # Errors
 /// A request failed.
 pub async fn read_again(context: &Context, resolution: &Resolution) -> Result<After, RequestError> {
-    let mut pods = BTreeMap::new();
-    for (application, selector) in &resolution.selectors {
-        pods.insert(application.clone(), list_pods(context, &resolution.namespace, selector).await?);
+    let all = list_all(context, &resolution.namespace).await?;
+    let mut found = BTreeMap::new();
+    for again in &resolution.again {
+        let pods = list_pods(context, &resolution.namespace, &again.application.selector).await?;
+        let uids: Vec<Option<String>> = pods.iter().map(ResourceExt::uid).collect();
+        let writers = all.iter().filter(|pod| !has_ended(pod) && !uids.contains(&pod.uid()));
+        let writers =
+            writers.filter(|pod| again.claims.iter().any(|claim| writes(pod, claim))).cloned().collect();
+        let name = &again.application.name;
+        let roles = ask::roles(context, &resolution.namespace, name, &again.rule, &pods).await;
+        let chosen = again.rule.choose(&again.application, &pods, &roles).unwrap_or_default();
+        let chosen = evidence(&chosen);
+        found.insert(name.clone(), Found { pods, writers, chosen });
     }
-    Ok(After { pods })
+    Ok(After { found })
+}
+
+/// What a role rule chose, for the record.
+pub fn evidence(chosen: &[Chosen<'_>]) -> Vec<String> {
+    let mut all: Vec<String> = chosen.iter().filter_map(Chosen::evidence).collect();
+    all.sort();
+    all
 }
 
 impl After {
     /// Adds it to the record.
     pub fn complete(&self, resolved: &mut Resolved, record: &mut Record) {
         for application in &mut resolved.applications {
-            application.pods_at_thawed =
-                self.pods.get(&application.name).map(|pods| identities(pods)).unwrap_or_default();
+            let Some(found) = self.found.get(&application.name) else { continue };
+            application.pods_at_thawed = identities(found.pods.iter().chain(&found.writers));
+            application.chosen_at_thawed.clone_from(&found.chosen);
         }
         for hold in &mut record.holds {
-            let pods = self.pods.get(&hold.application).map(Vec::as_slice).unwrap_or_default();
+            let pods =
+                self.found.get(&hold.application).map(|found| found.pods.as_slice()).unwrap_or_default();
             hold.container_at_thawed = pods
                 .iter()
                 .find(|pod| pod.uid().as_deref() == Some(hold.pod_uid.as_str()))

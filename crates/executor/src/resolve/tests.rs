@@ -1,18 +1,24 @@
-//! Every way a run can be refused before anything is frozen, with its reason and its cure.
+//! Every way a run can be refused before anything is frozen, with its reason and its cure; [`several`] has what several
+//! pods, claims and applications add.
+
+mod several;
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 use stillpoint_api::backup::Backup;
 use stillpoint_api::evidence::{CutKind, CutSignal, GroupKind, HoldKind};
-use stillpoint_api::policy::{BackupPolicy, TemplateKind, TemplateRef};
+use stillpoint_api::policy::{Application, BackupPolicy, TemplateKind, TemplateRef};
 use stillpoint_api::snapshot::VolumeSnapshotClass;
 use stillpoint_api::template::Recipe;
 
+use super::choose::Roles;
 use super::decide::{Given, decide};
 use super::observe::{Observed, ObservedApplication};
-use super::{Refusal, Resolution};
+use super::pods::claim_names;
+use super::{MAX_HOLDS, Refusal, Resolution};
 use crate::hold::Nonce;
 use crate::storage::{StorageTable, TrustEntry, TrustFile};
 
@@ -22,6 +28,10 @@ struct World {
     policy: Value,
     recipe: Value,
     pods: Vec<Value>,
+    /// Other pods of the namespace.
+    others: Vec<Value>,
+    /// What the role command printed in each pod, by name.
+    roles: BTreeMap<&'static str, &'static str>,
     claim: Value,
     volume: Value,
     classes: Vec<Value>,
@@ -86,6 +96,8 @@ impl World {
                 }},
             }),
             pods: vec![pod("db-0")],
+            others: Vec::new(),
+            roles: BTreeMap::new(),
             claim: json!({
                 "metadata": {"name": "data-0", "namespace": "shop"},
                 "spec": {"volumeName": "pv-1", "storageClassName": "fast", "accessModes": ["ReadWriteOnce"]},
@@ -111,8 +123,30 @@ impl World {
         let recipe: Recipe = serde_json::from_value(self.recipe.clone()).unwrap();
         let claim: PersistentVolumeClaim = serde_json::from_value(self.claim.clone()).unwrap();
         let volume: Option<PersistentVolume> = serde_json::from_value(self.volume.clone()).unwrap();
-        let pods: Vec<Pod> =
-            self.pods.iter().map(|pod| serde_json::from_value(pod.clone()).unwrap()).collect();
+        let typed = |pods: &[Value]| -> Vec<Pod> {
+            pods.iter().map(|pod| serde_json::from_value(pod.clone()).unwrap()).collect()
+        };
+        let pods = typed(&self.pods);
+        let all = pods.iter().cloned().chain(typed(&self.others)).collect();
+        let claims: BTreeMap<_, _> = pods
+            .iter()
+            .flat_map(claim_names)
+            .map(|name| {
+                let (mut claim, mut volume) = (claim.clone(), volume.clone());
+                claim.metadata.name = Some(name.clone());
+                if let Some(csi) = volume.as_mut().and_then(|one| one.spec.as_mut()?.csi.as_mut()) {
+                    csi.volume_handle = format!("handle-of-{name}");
+                }
+                (name, (claim, volume))
+            })
+            .collect();
+        let selected = |spec: &Application| -> Vec<Pod> {
+            let labels = spec.selector.match_labels.clone().unwrap_or_default();
+            let fits = |pod: &&Pod| labels.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+            pods.iter().filter(fits).cloned().collect()
+        };
+        let roles: Roles =
+            self.roles.iter().map(|(pod, role)| (format!("uid-{pod}"), Ok((*role).to_owned()))).collect();
         let classes: Vec<VolumeSnapshotClass> =
             self.classes.iter().map(|class| serde_json::from_value(class.clone()).unwrap()).collect();
         let applications = policy.as_ref().map(|policy| policy.spec.applications.clone()).unwrap_or_default();
@@ -122,17 +156,19 @@ impl World {
             applications: applications
                 .into_iter()
                 .map(|spec| ObservedApplication {
+                    pods: selected(&spec),
                     spec,
-                    pods: pods.clone(),
+                    roles: roles.clone(),
                     template: Ok((
                         TemplateRef { kind: TemplateKind::ClusterHookTemplate, name: "mariadb".into() },
                         recipe.clone(),
                     )),
-                    claims: BTreeMap::from([("data-0".to_owned(), (claim.clone(), volume.clone()))]),
+                    claims: claims.clone(),
                 })
                 .collect(),
             opted_in: self.opted_in,
             classes: self.snapshot_api.then_some(classes),
+            pods: all,
             in_flight: if self.in_flight {
                 BTreeMap::from([("data-0".to_owned(), "other".to_owned())])
             } else {
@@ -153,7 +189,12 @@ impl World {
         };
         let storage = StorageTable::with_trust(&TrustFile { entries }).unwrap();
         let nonce = Nonce::try_from("abcdefghijklmnop".to_owned()).unwrap();
-        let hold_nonces = vec![Nonce::try_from("ponmlkjihgfedcba".to_owned()).unwrap()];
+        let hold_nonces: Vec<Nonce> = (0..MAX_HOLDS)
+            .map(|index| {
+                let letter = |at: usize| char::from(b"abcdefghijklmnop"[(index >> at) & 15]);
+                Nonce::try_from(format!("ponmlkjihgfedc{}{}", letter(4), letter(0))).unwrap()
+            })
+            .collect();
         let given = Given {
             backup: &backup,
             attempt: 1,
@@ -179,7 +220,7 @@ fn a_run_that_can_begin_is_resolved_to_its_holds_and_members() {
     assert_eq!(resolution.holds.len(), 1);
     assert_eq!(resolution.plan.members.len(), 1);
     let member = &resolution.plan.members[0];
-    assert_eq!((member.volume_handle.as_str(), member.capacity.as_str()), ("vol-1", "2Gi"));
+    assert_eq!((member.volume_handle.as_str(), member.capacity.as_str()), ("handle-of-data-0", "2Gi"));
     assert_eq!(member.mount_paths, ["/data"]);
     assert!(member.volume_snapshot.starts_with("nightly-1-abcdefghij-"), "{}", member.volume_snapshot);
     assert_eq!(resolution.classes, ["snap"]);
@@ -226,6 +267,7 @@ fn pods_that_end_do_not_count() {
     let mut world = World::new();
     let mut old = pod("db-1");
     old["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    old["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = json!("data-1");
     world.pods.push(old);
     assert!(world.decide().is_ok());
 }
@@ -322,7 +364,7 @@ fn a_handle_is_believed_only_where_the_table_says_so() {
 fn several_volumes_need_a_template_that_is_proven_for_them() {
     let mut world = World::new();
     world.pods[0]["spec"]["volumes"][1] =
-        json!({"name": "redo", "persistentVolumeClaim": {"claimName": "data-0"}});
+        json!({"name": "redo", "persistentVolumeClaim": {"claimName": "redo-0"}});
     world.refused("SeveralVolumes", "volumes.exclude");
 }
 
@@ -346,6 +388,6 @@ fn a_parameter_that_does_not_fit_is_named() {
 #[test]
 fn a_policy_that_is_not_accepted_is_not_run_by_hand_either() {
     let mut world = World::new();
-    world.policy["spec"]["applications"][0]["order"] = json!(3);
+    world.policy["spec"]["applications"][0]["whenNoPods"] = json!("Skip");
     world.refused("PolicyNotAccepted", "not supported yet");
 }

@@ -105,6 +105,8 @@ pub struct HoldPlan {
     pub data_paths: Vec<String>,
     /// Where this container mounts members.
     pub mount_paths: Vec<String>,
+    /// Where it mounts something else below these.
+    pub foreign_mounts: Vec<String>,
 }
 
 impl HoldPlan {

@@ -48,6 +48,7 @@ impl Run {
                 held: hold.held.as_ref().map(answer),
                 thaw_sent: hold.thaw_sent.map(offset),
                 thawed: hold.thawed.map(offset),
+                foreign_mounts: hold.plan.foreign_mounts.clone(),
                 facts: hold.facts.clone(),
                 lost: hold.lost.as_ref().map(|why| why.chars().take(1024).collect()),
             })

@@ -162,7 +162,7 @@ fn ready(run: &mut Run, id: HoldId, answer: HoldAnswer, now: Now, out: &mut Vec<
         .or_else(|| {
             let told: Vec<String> =
                 hold.plan.data_paths.iter().filter(|name| hold.facts.contains_key(*name)).cloned().collect();
-            crate::verdict::path_gap(&told, &hold.facts, hold.plan.mount_paths.iter()).map(|why| {
+            crate::verdict::path_gap(&told, &hold.facts, &hold.plan.foreign_mounts, hold.plan.mount_paths.iter()).map(|why| {
                 let what = format!("{}: {why}; add the claim to the pod, or stop excluding it", hold.place());
                 Abort::new(Reason::PathNotCovered, what)
             })

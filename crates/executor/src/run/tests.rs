@@ -35,6 +35,7 @@ fn hold(index: usize, locks: bool) -> HoldPlan {
         local: Some(LocalRule { key: "host".into(), equals: LocalValue::PodHostname }),
         data_paths: vec!["datadir".into()],
         mount_paths: vec!["/data".into()],
+        foreign_mounts: Vec::new(),
     }
 }
 

@@ -236,6 +236,12 @@ fn the_hold_covers_the_cut(case: &Case<'_>) -> Checked {
             application.pods_at_ready, application.pods_at_thawed
         ));
     }
+    if application.chosen_at_ready != application.chosen_at_thawed {
+        return Checked::missing(format!(
+            "the role rule chose {:?} and then {:?}",
+            application.chosen_at_ready, application.chosen_at_thawed
+        ));
+    }
     if application.hold == HoldKind::None {
         return Checked::proved("the cut volumes are the mounted ones, and the pods stayed the same");
     }
@@ -304,29 +310,32 @@ fn uncovered_path(case: &Case<'_>, hold: &HoldEvidence) -> Option<String> {
     path_gap(
         &case.application.data_paths,
         &hold.facts,
-        case.members
-            .iter()
-            .filter(|member| member.pod_uid == hold.pod_uid)
-            .flat_map(|member| &member.mount_paths)
-            .chain(&hold.mount_paths),
+        &hold.foreign_mounts,
+        case.members.iter().flat_map(|member| member.mounted_in(&hold.pod_uid)).chain(&hold.mount_paths),
     )
 }
 
-/// Which path the server writes is on no member, if any.
+/// Whether `path` is `mount` or lies below it.
+pub(crate) fn lies_on(path: &str, mount: &str) -> bool {
+    let mount = mount.trim_end_matches('/');
+    path == mount || path.strip_prefix(mount).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Which path the server writes is on no member, if any. A mount that is no member hides the member it lies on.
 pub(crate) fn path_gap<'m>(
     names: &[String],
     facts: &std::collections::BTreeMap<String, String>,
-    mounts: impl Iterator<Item = &'m String> + Clone,
+    foreign: &[String],
+    members: impl Iterator<Item = &'m String> + Clone,
 ) -> Option<String> {
     for name in names {
         let Some(path) = facts.get(name) else {
             return Some(format!("it did not tell its {name}"));
         };
-        let lies_on = |mount: &&String| {
-            let mount = mount.trim_end_matches('/');
-            path == mount || path.strip_prefix(mount).is_some_and(|rest| rest.starts_with('/'))
-        };
-        if !mounts.clone().any(|mount| lies_on(&mount)) {
+        let longest = |mount: &String| mount.trim_end_matches('/').len();
+        let member = members.clone().filter(|mount| lies_on(path, mount)).map(longest).max();
+        let hidden = foreign.iter().filter(|mount| lies_on(path, mount)).map(longest).max();
+        if member.is_none() || hidden > member {
             return Some(format!("its {name} {path} is on no snapshotted volume"));
         }
     }

@@ -102,6 +102,7 @@ fn locked() -> Case {
             freeze_sent: Some(Offset(0)),
             frozen: Some(answer(5_000, T0_MICROS + 4_000)),
             mount_paths: Vec::new(),
+            foreign_mounts: Vec::new(),
             order: 0,
             stages: Vec::new(),
             late_beats: 0,

@@ -155,8 +155,6 @@ fn what_is_not_supported_yet_is_refused_and_never_ignored() {
         ("/volumeRoles", json!({"wal": command})),
         ("/stallProbe", command.clone()),
         ("/recover", command.clone()),
-        ("/target", json!({"role": {"command": ["x"], "accept": ["primary"]}})),
-        ("/target", json!({"pods": "All"})),
         ("/afterRestore", json!([{"name": "a", "command": ["x"]}])),
         ("/checks", json!([{"name": "a", "command": ["x"]}])),
         ("/drillSafe", json!("Standalone")),

@@ -1,0 +1,122 @@
+//! Asks inside the pods what only they know: their role, and where their volumes' data lies.
+//!
+//! Each question is one bounded exec as the namespace's own account, while nothing is frozen. Nothing is asked of a run
+//! that is not admitted. What is answered is data; [`super::decide`] judges it.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use stillpoint_api::backup::Backup;
+
+use super::Refusal;
+use super::choose::{PodRule, Roles};
+use super::decide::{admit, recipe_of};
+use super::observe::Observed;
+use super::pods::is_live;
+use crate::context::Context;
+use crate::exec::{ExecTarget, Outcome, run_once};
+use crate::session;
+
+/// Longest time a question may take: a query on a local socket, with room for a busy server.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Longest role that is kept, as the template format allows.
+const MAX_ROLE: usize = 63;
+
+/// Asks everything that the templates of a run want to know.
+///
+/// # Errors
+/// The run is not admitted. A question without an answer is kept with its reason.
+pub async fn ask(context: &Context, backup: &Backup, observed: &mut Observed) -> Result<(), Refusal> {
+    admit(backup, observed)?;
+    let namespace = backup.namespace().unwrap_or_default();
+    for application in &mut observed.applications {
+        // Whatever is wrong with it, the decision says so.
+        let Ok((_, recipe)) = recipe_of(application) else { continue };
+        let rule = PodRule::of(&application.spec, &recipe);
+        application.roles =
+            roles(context, &namespace, &application.spec.name, &rule, &application.pods).await;
+    }
+    Ok(())
+}
+
+/// Asks every pod that may be meant for its role; nothing where the template has no role rule.
+pub async fn roles(
+    context: &Context,
+    namespace: &str,
+    application: &str,
+    rule: &PodRule,
+    pods: &[Pod],
+) -> Roles {
+    let Some(role) = &rule.role else { return Roles::new() };
+    let questions = pods.iter().filter(|pod| is_live(pod)).map(|pod| async {
+        let answer = match rule.container.running(application, pod) {
+            Ok(container) => {
+                let target = target(context, namespace, pod, &container.name, role.command.clone());
+                printed(context, application, &target, "its role")
+                    .await
+                    .and_then(|said| one_word(&target, &said))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        (pod.uid().unwrap_or_default(), answer)
+    });
+    join_all(questions).await.into_iter().collect()
+}
+
+fn target(context: &Context, namespace: &str, pod: &Pod, container: &str, argv: Vec<String>) -> ExecTarget {
+    ExecTarget {
+        impersonate: context.impersonate.then(|| ExecTarget::hooks_user(namespace)),
+        namespace: namespace.to_owned(),
+        pod: pod.name_any(),
+        pod_uid: pod.uid().unwrap_or_default(),
+        container: container.to_owned(),
+        argv,
+        stdin: false,
+    }
+}
+
+/// What a command printed, without surrounding white space.
+async fn printed(
+    context: &Context,
+    application: &str,
+    target: &ExecTarget,
+    what: &str,
+) -> Result<String, Refusal> {
+    let place = format!("application {application}: {}/{}", target.pod, target.container);
+    let refused = |why: crate::run::Abort| Refusal {
+        reason: why.reason.as_str(),
+        may_pass: why.reason.may_pass(),
+        message: format!("application {application}: {}", why.message),
+    };
+    let done = run_once(&*context.exec, target, None, ANSWER_WITHIN)
+        .await
+        .map_err(|error| refused(session::refused(target, &error)))?;
+    match (&done.outcome, done.refusal()) {
+        (Outcome::Exited(0), _) if !done.stdout_truncated => Ok(done.stdout.trim().to_owned()),
+        (_, Some(error)) => Err(refused(session::refused(target, &error))),
+        (outcome, None) => {
+            let how = format!("the command that tells {what} failed ({outcome:?})");
+            let mut why = session::explain(&place, &how, &done.stderr);
+            why.message.push_str("; try it by hand in the container");
+            Err(Refusal { reason: why.reason.as_str(), may_pass: true, message: why.message })
+        }
+    }
+}
+
+fn one_word(target: &ExecTarget, said: &str) -> Result<String, Refusal> {
+    if !said.is_empty() && said.chars().count() <= MAX_ROLE && !said.chars().any(char::is_control) {
+        return Ok(said.to_owned());
+    }
+    Err(Refusal::stands(
+        "RoleUnknown",
+        format!(
+            "{}/{}: the template's role command must print one role of at most {MAX_ROLE} characters and nothing else; \
+             it printed {} lines",
+            target.pod,
+            target.container,
+            said.lines().count()
+        ),
+    ))
+}

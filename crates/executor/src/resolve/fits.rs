@@ -1,0 +1,72 @@
+//! Whether the cuts of an application can become what is asked for: refused before anything is frozen for nothing. Pure.
+
+use stillpoint_api::evidence::{CutKind, MemberEvidence};
+use stillpoint_api::policy::Requirement;
+use stillpoint_api::template::Layout;
+
+use super::Refusal;
+use super::decide::{Picked, hold_kind};
+use crate::run::Plan;
+
+impl Picked<'_> {
+    /// Refuses cuts that rule 8 of the verdict could never pass.
+    ///
+    /// # Errors
+    /// The storage is not known to cut at one instant, or the volumes are cut one by one where that proves nothing.
+    pub(super) fn fits(&self, plan: &Plan) -> Result<(), Refusal> {
+        if self.one.options.requirement != Requirement::Required {
+            return Ok(());
+        }
+        let (name, recipe) = (self.name(), &self.recipe);
+        let locks = hold_kind(recipe).locks();
+        let members: Vec<&MemberEvidence> =
+            plan.members.iter().filter(|member| member.application == name).collect();
+        if let Some(member) = members.iter().find(|member| member.storage.cut == CutKind::Copy)
+            && !(locks && recipe.copy_safe.is_some())
+        {
+            return Err(Refusal::stands(
+                "StorageNotTrusted",
+                format!(
+                    "application {name}: claim {} is on driver {}, which is not known to cut at one instant, and the \
+                     template is not proven for copies: an operator who knows the driver adds it to the controller's \
+                     --storage-trust file, with a reason; consistency: BestEffort keeps what can be had",
+                    member.claim_name, member.driver
+                ),
+            ));
+        }
+        // Pods of one application that share nothing are each on volumes of their own.
+        let Some((pod, several)) = self.held.iter().find_map(|held| {
+            let uid = held.pod.metadata.uid.as_deref().unwrap_or_default();
+            let of_pod: Vec<&str> = members
+                .iter()
+                .filter(|member| {
+                    member.pod_uid == uid || member.also_mounted.iter().any(|one| one.pod_uid == uid)
+                })
+                .map(|member| member.claim_name.as_str())
+                .collect();
+            (of_pod.len() > 1).then_some((held.pod, of_pod))
+        }) else {
+            return Ok(());
+        };
+        if locks && recipe.layout == Layout::AnyUnderLock {
+            return Ok(());
+        }
+        let why = if locks {
+            "a lock on commits does not stop the server from writing its pages, so volumes that are cut one after the \
+             other do not belong together"
+        } else {
+            "volumes that are cut one after the other are of different instants"
+        };
+        Err(Refusal::stands(
+            "SeveralVolumes",
+            format!(
+                "application {name}: pod {} has {} volumes ({}) and the template is proven for one: {why}; cut them as one \
+                 group on a driver whose groups are write-ordered (snapshot.group), use a template with stages (PostgreSQL \
+                 has one), or exclude those that the server does not write (volumes.exclude)",
+                pod.metadata.name.as_deref().unwrap_or_default(),
+                several.len(),
+                several.join(", ")
+            ),
+        ))
+    }
+}
