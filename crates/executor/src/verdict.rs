@@ -5,7 +5,7 @@
 //! those of the design; messages and tests use them.
 
 mod rules;
-pub(crate) use rules::{driver_cut_time, lies_on, local_gap, path_gap};
+pub(crate) use rules::{driver_cut_time, lies_on, local_gap, path_gap, torn_pod};
 #[cfg(test)]
 mod tests;
 

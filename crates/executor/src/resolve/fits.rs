@@ -7,6 +7,7 @@ use stillpoint_api::template::Layout;
 use super::Refusal;
 use super::decide::{Picked, hold_kind};
 use crate::run::Plan;
+use crate::verdict::torn_pod;
 
 impl Picked<'_> {
     /// Refuses cuts that rule 8 of the verdict could never pass.
@@ -34,23 +35,12 @@ impl Picked<'_> {
                 ),
             ));
         }
-        // Pods of one application that share nothing are each on volumes of their own.
-        let Some((pod, several)) = self.held.iter().find_map(|held| {
-            let uid = held.pod.metadata.uid.as_deref().unwrap_or_default();
-            let of_pod: Vec<&str> = members
-                .iter()
-                .filter(|member| {
-                    member.pod_uid == uid || member.also_mounted.iter().any(|one| one.pod_uid == uid)
-                })
-                .map(|member| member.claim_name.as_str())
-                .collect();
-            (of_pod.len() > 1).then_some((held.pod, of_pod))
-        }) else {
-            return Ok(());
-        };
-        if locks && recipe.layout == Layout::AnyUnderLock {
+        let staged = members.iter().any(|member| member.stage > 0);
+        if staged || (locks && recipe.layout == Layout::AnyUnderLock) {
             return Ok(());
         }
+        let Some((pod, torn)) = torn_pod(&members) else { return Ok(()) };
+        let several: Vec<&str> = torn.iter().map(|member| member.claim_name.as_str()).collect();
         let why = if locks {
             "a lock on commits does not stop the server from writing its pages, so volumes that are cut one after the \
              other do not belong together"
@@ -60,10 +50,9 @@ impl Picked<'_> {
         Err(Refusal::stands(
             "SeveralVolumes",
             format!(
-                "application {name}: pod {} has {} volumes ({}) and the template is proven for one: {why}; cut them as one \
+                "application {name}: pod {pod} has {} volumes ({}) and the template is proven for one: {why}; cut them as one \
                  group on a driver whose groups are write-ordered (snapshot.group), use a template with stages (PostgreSQL \
                  has one), or exclude those that the server does not write (volumes.exclude)",
-                pod.metadata.name.as_deref().unwrap_or_default(),
                 several.len(),
                 several.join(", ")
             ),

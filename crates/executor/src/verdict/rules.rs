@@ -473,17 +473,35 @@ pub(super) fn all_cuts_atomic(case: &Case<'_>) -> bool {
 
 /// Whether all members were cut at one instant, in the order of writes: one volume, or one write-ordered group.
 pub(super) fn cut_at_one_instant(case: &Case<'_>) -> bool {
-    let [first, others @ ..] = case.members.as_slice() else { return false };
-    if others.is_empty() {
-        return true;
-    }
+    case.members.len() == 1 || are_one_cut(&case.members)
+}
+
+/// Whether these members are one write-ordered group.
+pub(crate) fn are_one_cut(members: &[&MemberEvidence]) -> bool {
     let group =
         |member: &MemberEvidence| member.group.as_ref().map(|group| group.volume_group_snapshot.clone());
-    first.group.is_some()
-        && case
-            .members
-            .iter()
-            .all(|member| group(member) == group(first) && member.storage.group == GroupKind::WriteOrder)
+    members.first().is_some_and(|first| {
+        first.group.is_some()
+            && members
+                .iter()
+                .all(|member| group(member) == group(first) && member.storage.group == GroupKind::WriteOrder)
+    })
+}
+
+/// The members of one pod that were not cut at one instant, if any pod has such. Pods of one application that share no
+/// volume are servers of their own.
+pub(crate) fn torn_pod<'m>(members: &[&'m MemberEvidence]) -> Option<(&'m str, Vec<&'m MemberEvidence>)> {
+    let pods = members.iter().flat_map(|member| {
+        let others = member.also_mounted.iter().map(|mount| (&mount.pod_uid, &mount.pod_name));
+        std::iter::once((&member.pod_uid, &member.pod_name)).chain(others)
+    });
+    pods.map(|(uid, name)| {
+        let mounts = |member: &&&MemberEvidence| {
+            member.pod_uid == *uid || member.also_mounted.iter().any(|mount| mount.pod_uid == *uid)
+        };
+        (name.as_str(), members.iter().filter(mounts).copied().collect::<Vec<_>>())
+    })
+    .find(|(_, of_pod)| of_pod.len() > 1 && !are_one_cut(of_pod))
 }
 
 pub(super) fn all_cut(case: &Case<'_>) -> bool {
@@ -505,10 +523,13 @@ fn atomic_for_this_application(case: &Case<'_>) -> Checked {
         }
     }
     let proven_for_several = case.staged() || (case.locks() && application.layout == Layout::AnyUnderLock);
-    if !cut_at_one_instant(case) && case.members.len() > 1 && !proven_for_several {
+    if let Some((pod, torn)) = torn_pod(&case.members)
+        && !proven_for_several
+    {
         return Checked::missing(format!(
-            "{} volumes were cut one by one, and the template is proven for one volume or one write-ordered group",
-            case.members.len()
+            "{} volumes of pod {pod} were cut one by one, and the template is proven for one volume or one write-ordered \
+             group",
+            torn.len()
         ));
     }
     if !case.locks() && application.crash_safe.is_empty() {
