@@ -344,7 +344,7 @@ pub async fn storage_not_trusted(world: &mut World) -> Outcome {
     let policies: Api<kube::api::DynamicObject> =
         Api::namespaced_with(world.cluster.client.clone(), POSTGRES, &policies);
     policies.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
-    world.controller_with(Start { trust: false }).await?;
+    world.controller_with(Start { trust: false, ..Start::default() }).await?;
     let told = Told { reason: "StorageNotTrusted", words: &["btrfs.csi.stillpoint.dev", "--storage-trust"] };
     refused(world, MARIADB, "not-trusted", once(&json!({})), &told).await
 }

@@ -1,50 +1,17 @@
 //! What is installed: definitions, rights, templates; and that the server keeps and checks every field.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use stillpoint_e2e::cluster::documents;
+use stillpoint_e2e::install::product;
 use stillpoint_e2e::load::Engine;
-use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::{MARIADB, MARIADB_LOG, POSTGRES, World};
 use stillpoint_e2e::{Outcome, Present as _, Problem, ensure, fail};
 
-const DEFINITIONS: [&str; 5] =
-    ["backuppolicies", "backups", "clusterhooktemplates", "hooktemplates", "restores"];
-const RIGHTS: [&str; 4] = ["namespace", "serviceaccount", "roles", "controller-role"];
-const TEMPLATES: [&str; 2] = ["postgresql", "mariadb"];
 const SAMPLES: [&str; 5] = ["first-policy", "full-policy", "backup-manual", "restore", "namespace-optin"];
 
 /// Installs what every case needs and lets the databases start.
 pub async fn prepare(world: &mut World) -> Outcome {
-    for name in DEFINITIONS {
-        world.cluster.apply(&world.cluster.read(&format!("config/crd/{name}.yaml"))?, "").await?;
-    }
-    for name in DEFINITIONS {
-        let crd = format!("crd/{name}.stillpoint.dev");
-        let wait = ["wait", "--for=condition=Established", &crd, "--timeout=20s"];
-        world.cluster.kubectl(&wait, None).await?.good("wait for the definitions")?;
-    }
-    // Not deploy/base's Deployment: the controller is a child of this process, with its account's token.
-    for name in RIGHTS {
-        world
-            .cluster
-            .apply(&world.cluster.read(&format!("deploy/base/{name}.yaml"))?, "stillpoint-system")
-            .await?;
-    }
-    for name in TEMPLATES {
-        let text = world.cluster.read(&format!("config/templates/{name}.yaml"))?;
-        until("the templates to be served", Duration::from_secs(20), async || {
-            Ok(match world.cluster.apply(&text, "").await {
-                Ok(_) => Look::Done(()),
-                Err(Problem(words)) if words.contains("404") || words.contains("not found") => {
-                    Look::NotYet(words)
-                }
-                Err(problem) => return Err(problem),
-            })
-        })
-        .await?;
-    }
+    product(&world.cluster).await?;
     world.begin_database(POSTGRES, Engine::Postgres, None).await?;
     world.begin_database(MARIADB, Engine::Mariadb, None).await?;
     world.begin_database(MARIADB_LOG, Engine::Mariadb, Some("--log-bin=binlog --sync-binlog=1")).await?;

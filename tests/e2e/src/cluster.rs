@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
+use crate::audit::Audit;
 use crate::ledger::Ledger;
 use crate::{Outcome, Present as _, Problem};
 
@@ -95,6 +96,31 @@ impl Cluster {
     /// It cannot be read.
     pub fn read(&self, path: &str) -> Outcome<String> {
         std::fs::read_to_string(self.file(path)).map_err(|error| Problem(format!("{path}: {error}")))
+    }
+
+    /// PATH with the cluster's own kubectl first.
+    pub fn path(&self) -> &std::ffi::OsStr {
+        &self.path
+    }
+
+    /// A path in the state of the cluster.
+    pub fn state(&self, path: &str) -> PathBuf {
+        self.state.join(path)
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> Audit {
+        Audit::at(self.state("log/audit.jsonl"))
+    }
+
+    /// The process of a component, by the cluster's own record.
+    ///
+    /// # Errors
+    /// It was not started.
+    pub fn component(&self, name: &str) -> Outcome<u32> {
+        let text = std::fs::read_to_string(self.state.join("pid").join(name))
+            .map_err(|error| Problem(format!("the pid of {name}: {error}")))?;
+        text.split(' ').next().and_then(|pid| pid.parse().ok()).present(&format!("the pid of {name}"))
     }
 
     /// Runs `tests/cluster/cluster` with these arguments.

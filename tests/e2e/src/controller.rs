@@ -17,6 +17,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
+use crate::network::Network;
+use crate::process::send_signal;
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, Problem};
 
@@ -35,6 +37,16 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 pub struct Start {
     /// Whether it is given config/trust/cluster.yaml.
     pub trust: bool,
+    /// Its name among replicas.
+    pub replica: &'static str,
+    /// Where it runs; in a network of its own its packets can be dropped.
+    pub network: Option<Network>,
+}
+
+impl Default for Start {
+    fn default() -> Self {
+        Self { trust: true, replica: "e2e", network: None }
+    }
 }
 
 /// Memory of a process.
@@ -70,19 +82,25 @@ impl Controller {
         number: u32,
         start: Start,
     ) -> Outcome<Self> {
-        let kubeconfig = out.join("controller.kubeconfig");
-        let account = write_kubeconfig(cluster, &kubeconfig);
+        let kubeconfig = out.join(format!("controller-{}.kubeconfig", start.replica));
+        let account = write_kubeconfig(cluster, &kubeconfig, start.network.as_ref());
         account.await.map_err(|problem| Problem(format!("a token for the controller: {}", problem.0)))?;
-        let address = free_address()?;
+        let address = match &start.network {
+            None => free_address()?,
+            Some(network) => network.listen(),
+        };
         let log = out.join(format!("controller-{number}.log"));
         let file = File::create(&log)?;
-        let mut command = Command::new(binary);
+        let mut command = match &start.network {
+            None => Command::new(binary),
+            Some(network) => network.command(binary),
+        };
         command.arg("controller").args(["--metrics-address", &address.to_string()]);
-        command.args(["--replica", "e2e", "--log-format", "json", "--log", "info,stillpoint_executor=debug"]);
+        command.args(["--replica", start.replica, "--log-format", "json", "--log", "info,stillpoint_executor=debug"]);
         if start.trust {
             command.arg("--storage-trust").arg(cluster.file("config/trust/cluster.yaml"));
         }
-        command.env_clear().env("KUBECONFIG", &kubeconfig);
+        command.env_clear().env("KUBECONFIG", &kubeconfig).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).kill_on_drop(true);
         let child = command.spawn().map_err(|error| Problem(format!("{}: {error}", binary.display())))?;
         let mut controller = Self { start, address, log, child };
@@ -150,9 +168,17 @@ impl Controller {
     /// # Errors
     /// It does not run.
     pub async fn terminate(&self) -> Outcome {
-        let pid = self.child.id().present("the controller's pid")?.to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status().await?;
-        if status.success() { Ok(()) } else { Err(Problem(format!("kill -TERM {pid}: {status}"))) }
+        self.signal("TERM").await
+    }
+
+    /// Sends a signal and does not wait.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn signal(&self, signal: &str) -> Outcome {
+        // `ip netns exec` replaces itself by what it runs: the pid is the controller's in either case.
+        let pid = self.child.id().present("the controller's pid")?;
+        send_signal(pid, signal).await
     }
 
     /// Waits for it to end.
@@ -168,14 +194,17 @@ impl Controller {
 }
 
 /// A kubeconfig with a token of the controller's account: what deploy/base allows is all it can do.
-async fn write_kubeconfig(cluster: &Cluster, file: &Path) -> Outcome {
+async fn write_kubeconfig(cluster: &Cluster, file: &Path, network: Option<&Network>) -> Outcome {
     let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let spec = TokenRequestSpec { expiration_seconds: Some(TOKEN_SECONDS), ..TokenRequestSpec::default() };
     let request = TokenRequest { spec, ..TokenRequest::default() };
     let answer = accounts.create_token_request(ACCOUNT, &PostParams::default(), &request).await?;
     let token = answer.status.present("the token")?.token;
     let admin = Kubeconfig::read_from(&cluster.kubeconfig)?;
-    let server = admin.clusters.first().present("a cluster in the kubeconfig")?;
+    let mut server = admin.clusters.first().present("a cluster in the kubeconfig")?.clone();
+    if let (Some(network), Some(cluster)) = (network, &mut server.cluster) {
+        cluster.server = Some(network.server().to_owned());
+    }
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "controller",
         "contexts": [{"name": "controller", "context": {"cluster": server.name, "user": "controller"}}],

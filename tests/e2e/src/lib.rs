@@ -4,12 +4,17 @@
 //! product's evidence alone; every wait is on a condition and has a deadline; the controller runs with a token of its
 //! own ServiceAccount and the rights of `deploy/base`, nothing more.
 
+pub mod acks;
+pub mod audit;
 pub mod cluster;
 pub mod controller;
 pub mod explain;
+pub mod install;
 pub mod ledger;
 pub mod load;
+pub mod network;
 pub mod point;
+pub mod process;
 pub mod wait;
 pub mod world;
 

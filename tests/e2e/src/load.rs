@@ -35,6 +35,32 @@ impl Engine {
     }
 }
 
+/// How strong the load is.
+#[derive(Clone, Copy, Debug)]
+pub struct Strength {
+    /// Writers at once.
+    pub writers: u32,
+    /// How long each rests after a commit, milliseconds.
+    pub pause_ms: u32,
+}
+
+impl Default for Strength {
+    /// What load.py does when nothing is said.
+    fn default() -> Self {
+        Self { writers: 4, pause_ms: 8 }
+    }
+}
+
+impl Strength {
+    /// As further entries of the container's environment in the fixtures.
+    pub fn variables(self) -> String {
+        let Self { writers, pause_ms } = self;
+        format!(
+            "\n        - {{name: LOAD_WRITERS, value: \"{writers}\"}}\n        - {{name: LOAD_PAUSE_MS, value: \"{pause_ms}\"}}"
+        )
+    }
+}
+
 /// One acknowledged commit; microseconds since 1970 on this machine's clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Ack {

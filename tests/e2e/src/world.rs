@@ -14,7 +14,7 @@ use tokio::process::Command;
 
 use crate::cluster::{Cluster, Printed};
 use crate::controller::{Controller, Start};
-use crate::load::{Engine, Load};
+use crate::load::{Engine, Load, Strength};
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, Problem, fail};
 
@@ -27,9 +27,10 @@ pub const MARIADB_LOG: &str = "e2e-mariadb-log";
 /// A namespace that did not opt in.
 pub const CLOSED: &str = "e2e-closed";
 /// Every namespace the suite makes.
-const NAMESPACES: [&str; 4] = [POSTGRES, MARIADB, MARIADB_LOG, CLOSED];
-/// Components that a case may have stopped.
-const STOPPABLE: [&str; 2] = ["snapshot-controller", "csi-snapshotter"];
+const NAMESPACES: &[&str] = &[POSTGRES, MARIADB, MARIADB_LOG, CLOSED];
+/// Components that a case may have stopped or killed, in the order in which they need each other.
+const STOPPABLE: [&str; 6] =
+    ["apiserver", "containerd", "kubelet", "csi", "snapshot-controller", "csi-snapshotter"];
 /// A run under no fault, with its clean-up.
 pub const RUN_WITHIN: Duration = Duration::from_secs(120);
 
@@ -39,7 +40,9 @@ pub struct World {
     pub cluster: Cluster,
     /// Where reports go.
     pub out: PathBuf,
-    binary: PathBuf,
+    /// The product.
+    pub binary: PathBuf,
+    namespaces: &'static [&'static str],
     controller: Option<Controller>,
     started: u32,
     runs: u32,
@@ -52,12 +55,20 @@ impl World {
     /// # Errors
     /// No cluster, or no binary.
     pub async fn begin() -> Outcome<Self> {
+        Self::begin_in(NAMESPACES, "e2e").await
+    }
+
+    /// The same with namespaces and an output folder of one's own.
+    ///
+    /// # Errors
+    /// No cluster, or no binary.
+    pub async fn begin_in(namespaces: &'static [&'static str], out: &str) -> Outcome<Self> {
         let cluster = Cluster::connect().await?;
         let binary = binary()?;
-        let out = binary.parent().and_then(Path::parent).present("the target folder")?.join("e2e");
+        let out = binary.parent().and_then(Path::parent).present("the target folder")?.join(out);
         std::fs::create_dir_all(&out)?;
         let mut world =
-            Self { cluster, out, binary, controller: None, started: 0, runs: 0, ledger_at_start: 0 };
+            Self { cluster, out, binary, namespaces, controller: None, started: 0, runs: 0, ledger_at_start: 0 };
         world.cluster.misbehave(None)?;
         world.start_components().await?;
         world.remove_namespaces().await?;
@@ -67,7 +78,7 @@ impl World {
 
     /// The namespaces of the suite.
     pub fn namespaces(&self) -> &'static [&'static str] {
-        &NAMESPACES
+        self.namespaces
     }
 
     // --- the controller ---
@@ -77,7 +88,13 @@ impl World {
     /// # Errors
     /// It does not start.
     pub async fn controller(&mut self) -> Outcome<&mut Controller> {
-        self.controller_with(Start { trust: true }).await
+        self.controller_with(Start::default()).await
+    }
+
+    /// A number for a controller that the caller starts beside this one; it names its log.
+    pub fn next_number(&mut self) -> u32 {
+        self.started += 1;
+        self.started
     }
 
     /// A running controller that was started like this; another one is stopped first.
@@ -93,6 +110,11 @@ impl World {
             self.controller = Some(started.await?);
         }
         self.controller.as_mut().present("the controller")
+    }
+
+    /// The running controller, if there is one.
+    pub const fn controller_now(&self) -> Option<&Controller> {
+        self.controller.as_ref()
     }
 
     /// The running controller, to be ended by the case.
@@ -148,6 +170,14 @@ impl World {
         self.start_components().await
     }
 
+    /// Starts what was killed, and leaves the driver's faults as they are.
+    ///
+    /// # Errors
+    /// A component does not start.
+    pub async fn heal_components(&self) -> Outcome {
+        self.start_components().await
+    }
+
     async fn start_components(&self) -> Outcome {
         for component in STOPPABLE {
             self.cluster.run(&["start", component]).await?;
@@ -163,13 +193,13 @@ impl World {
         self.heal().await?;
         self.controller().await?;
         // Policies first, or they start new runs; then points, while there is a controller to remove their data.
-        for namespace in NAMESPACES {
+        for namespace in self.namespaces {
             let policies: Api<BackupPolicy> = Api::namespaced(self.cluster.client.clone(), namespace);
             policies.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
             let backups: Api<Backup> = Api::namespaced(self.cluster.client.clone(), namespace);
             backups.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         }
-        for namespace in NAMESPACES {
+        for namespace in self.namespaces {
             let backups: Api<Backup> = Api::namespaced(self.cluster.client.clone(), namespace);
             until("deleted Backups to be gone", RUN_WITHIN, async || {
                 let left = backups.list(&ListParams::default()).await?.items;
@@ -191,7 +221,7 @@ impl World {
 
     async fn remove_namespaces(&self) -> Outcome {
         let namespaces: Api<Namespace> = Api::all(self.cluster.client.clone());
-        for name in NAMESPACES {
+        for name in self.namespaces {
             let backups: Api<Backup> = Api::namespaced(self.cluster.client.clone(), name);
             // Of a run that was broken off: no controller is there to let them go.
             let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
@@ -209,13 +239,13 @@ impl World {
             let names: Vec<String> = left
                 .iter()
                 .map(|one| one.name_any())
-                .filter(|name| NAMESPACES.contains(&name.as_str()))
+                .filter(|name| self.namespaces.contains(&name.as_str()))
                 .collect();
             Ok(Look::at(names.is_empty().then_some(()), names.join(", ")))
         })
         .await?;
         let contents: Api<VolumeSnapshotContent> = Api::all(self.cluster.client.clone());
-        for name in NAMESPACES {
+        for name in self.namespaces {
             for content in contents
                 .list(&ListParams::default().labels(&format!("{NAMESPACE_LABEL}={name}")))
                 .await?
@@ -265,6 +295,20 @@ impl World {
     /// # Errors
     /// An object was refused.
     pub async fn begin_database(&self, namespace: &str, engine: Engine, options: Option<&str>) -> Outcome {
+        self.begin_database_with(namespace, engine, options, Strength::default()).await
+    }
+
+    /// The same with so strong a load.
+    ///
+    /// # Errors
+    /// An object was refused.
+    pub async fn begin_database_with(
+        &self,
+        namespace: &str,
+        engine: Engine,
+        options: Option<&str>,
+        strength: Strength,
+    ) -> Outcome {
         self.open_namespace(namespace).await?;
         let config_map = |name: &str, data: Value| {
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
@@ -276,6 +320,8 @@ impl World {
             self.cluster.apply(&config_map("mariadb", json!({"options": options})), namespace).await?;
         }
         let fixture = self.cluster.read(&format!("tests/cluster/fixtures/{}.yaml", engine.name()))?;
+        let engine = format!("- {{name: ENGINE, value: {}}}", engine.name());
+        let fixture = fixture.replace(&engine, &format!("{engine}{}", strength.variables()));
         self.cluster.apply(&fixture, namespace).await?;
         Ok(())
     }

@@ -1,0 +1,275 @@
+//! The truth about one run: what the writers, the driver's ledger and the server say, and whether the Backup agrees.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use kube::{Api, ResourceExt as _};
+use stillpoint_api::Backup;
+use stillpoint_api::backup::{JournalKind, NAMESPACE_LABEL, Phase};
+use stillpoint_api::evidence::{Consistency, Offset};
+use stillpoint_api::snapshot::VolumeSnapshotContent;
+use stillpoint_e2e::acks::{Stall, stalls};
+use stillpoint_e2e::load::Engine;
+use stillpoint_e2e::process::processes_in;
+use stillpoint_e2e::wait::{Look, until};
+use stillpoint_e2e::world::World;
+use stillpoint_e2e::{Outcome, Present as _, ensure, point};
+
+use crate::database::{Database, LEASE, MAX_HOLD};
+use crate::inflict::Inflicted;
+use crate::instant::Places;
+use crate::plan::{Aim, Fault};
+
+/// After SIGKILL of the controller, or of the client itself, commits go on within this (docs/design/freeze.md §9).
+const AFTER_KILL: i64 = 1_000_000;
+/// What a busy machine may add before a writer notes its first commit, where §9 promises seconds.
+const NOTED_WITHIN: i64 = 250_000;
+/// A pause in the commits that is worth telling from the machine's own.
+const A_STALL: i64 = 150_000;
+/// Sessions of a run that ended, and what is deleted after it, are gone within this.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// What is told about a run in the table.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// At which instant the fault really came, by what others saw.
+    pub instant: Aim,
+    /// Whether writers stood still when the fault came.
+    pub held: bool,
+    /// Longest time without a commit, milliseconds.
+    pub longest_ms: f64,
+    /// From the fault to the next commit, where writers stood still; milliseconds.
+    pub freed_ms: Option<f64>,
+    /// `Application`, or why there is no point.
+    pub outcome: String,
+    /// Attempts it took.
+    pub attempts: u32,
+}
+
+/// One run, and everything it is judged by.
+pub struct Case<'a> {
+    /// The suite.
+    pub world: &'a World,
+    /// Whose run.
+    pub database: &'a Database,
+    /// The run, finished.
+    pub backup: &'a Backup,
+    /// What was done to it.
+    pub fault: Fault,
+    /// When.
+    pub inflicted: Inflicted,
+    /// Where the records ended before it.
+    pub places: Places,
+    /// How long the driver waited before every cut of the first attempt.
+    pub slow_cut: bool,
+}
+
+impl Case<'_> {
+    /// Judges it.
+    ///
+    /// # Errors
+    /// The first thing that is not as promised.
+    pub async fn judge(&self) -> Outcome<Findings> {
+        let findings = self.stall()?;
+        self.verdict().await?;
+        self.nothing_leaked().await?;
+        Ok(findings)
+    }
+
+    fn micros(&self, of: Option<Offset>) -> Option<i64> {
+        let window = self.backup.status.as_ref()?.window.as_ref()?;
+        Some(window.started_at.as_ref()?.0.checked_add(SignedDuration::from_micros(of?.0)).ok()?.as_microsecond())
+    }
+
+    /// The longest time without a commit, against the promise.
+    fn stall(&self) -> Outcome<Findings> {
+        let name = self.backup.name_any();
+        let acks = self.database.acks.since(self.places.acks)?;
+        ensure!(!acks.is_empty(), "{name}: the writers noted nothing at all");
+        let all = stalls(&acks, A_STALL);
+        let longest = all.iter().map(|stall| stall.micros()).max().unwrap_or_default();
+        let at_fault = all.iter().copied().find(|stall| stall.holds(self.inflicted.at));
+        let promise = MAX_HOLD.as_micros() as i64 + 5_000_000 + NOTED_WITHIN;
+        ensure!(longest <= promise, "{name}: writers waited {longest} µs, the promise is {promise} µs: {all:?}");
+        if let Some(stall) = at_fault {
+            self.freed(&name, stall)?;
+        }
+        let status = self.backup.status.as_ref().present("the status")?;
+        let outcome = match status.consistency {
+            Some(consistency) if status.phase == Phase::Succeeded => format!("{consistency:?}"),
+            _ => point::outcome_of(self.backup).split(':').next().unwrap_or_default().to_owned(),
+        };
+        Ok(Findings {
+            instant: self.instant()?,
+            held: at_fault.is_some() && self.database.locks(),
+            longest_ms: longest as f64 / 1e3,
+            freed_ms: at_fault.map(|stall| (stall.to - self.inflicted.at) as f64 / 1e3),
+            outcome,
+            attempts: status.attempt,
+        })
+    }
+
+    fn freed(&self, name: &str, stall: Stall) -> Outcome {
+        let after = stall.to - self.inflicted.at;
+        let limit = match self.fault {
+            Fault::Controller | Fault::Client => AFTER_KILL,
+            // The last beat was before the fault.
+            Fault::Kubelet | Fault::ApiServer | Fault::Containerd | Fault::Partition | Fault::Stopped => {
+                LEASE.as_micros() as i64 + NOTED_WITHIN
+            }
+            Fault::SnapshotController | Fault::Sidecar | Fault::Driver => {
+                MAX_HOLD.as_micros() as i64 + NOTED_WITHIN
+            }
+        };
+        ensure!(
+            after <= limit,
+            "{name}: commits went on {after} µs after the fault ({}), promised within {limit} µs: {stall:?}",
+            self.fault.name()
+        );
+        Ok(())
+    }
+
+    /// Where in the run the fault came: journal, audit log, ledger.
+    fn instant(&self) -> Outcome<Aim> {
+        let at = self.inflicted.at;
+        let status = self.backup.status.as_ref().present("the status")?;
+        let entry = |kind: JournalKind| {
+            let first = status.journal.iter().find(|line| line.entry == kind && line.attempt == 1);
+            first.map(|line| line.at.0.as_microsecond())
+        };
+        let Some(freezing) = entry(JournalKind::Freezing).filter(|freezing| *freezing <= at) else {
+            return Ok(Aim::BeforeReady);
+        };
+        let audit = self.world.cluster.audit().since(self.places.audit)?;
+        let posted = audit
+            .iter()
+            .filter(|entry| entry.verb == "create" && entry.about("volumesnapshots", ""))
+            .filter(|entry| entry.namespace() == self.database.namespace)
+            .map(|entry| entry.request_received_timestamp.as_microsecond())
+            .find(|posted| *posted >= freezing);
+        if posted.is_none_or(|posted| at < posted) {
+            return Ok(Aim::Freezing);
+        }
+        let lines = self.world.cluster.ledger.lines()?;
+        let cut = lines
+            .iter()
+            .skip(self.places.ledger)
+            .find(|line| line.event == "cut" && line.volume == self.database.volume)
+            .and_then(|line| line.cut_start);
+        if cut.is_none_or(|cut| at < cut.as_microsecond()) {
+            return Ok(Aim::Storage);
+        }
+        let ended = [JournalKind::Thawed, JournalKind::Aborted].into_iter().filter_map(entry).min();
+        Ok(if ended.is_some_and(|ended| ended <= at) { Aim::Settling } else { Aim::Thawing })
+    }
+
+    /// What the Backup says, against the ledger and the writers.
+    async fn verdict(&self) -> Outcome {
+        let name = self.backup.name_any();
+        let status = self.backup.status.as_ref().present("the status")?;
+        if status.phase != Phase::Succeeded {
+            ensure!(
+                status.consistency.is_none_or(|consistency| consistency == Consistency::None),
+                "{name} is {:?} and yet {:?}",
+                status.phase,
+                status.consistency
+            );
+            return Ok(());
+        }
+        if status.consistency != Some(Consistency::Application) {
+            return Ok(());
+        }
+        let instants = point::verify(&self.world.cluster, self.backup).await?;
+        if !self.database.locks() {
+            return Ok(());
+        }
+        let (from, to) = (instants.cut.from.as_microsecond(), instants.cut.to.as_microsecond());
+        let acks = self.database.acks.since(self.places.acks)?;
+        // Begun after FROZEN and acknowledged before THAW: the lock cannot have been there.
+        let inside: Vec<_> =
+            acks.iter().filter(|ack| ack.started > instants.frozen && ack.acked < instants.thaw_sent).collect();
+        ensure!(inside.is_empty(), "{name} is Application, and commits were made inside its hold: {inside:?}");
+        // The writers alone: no commit was acknowledged around the true cut, which came long after FROZEN.
+        let quiet_from = from - if self.slow_cut && status.attempt == 1 { 300_000 } else { 0 };
+        let around: Vec<_> = acks.iter().filter(|ack| quiet_from < ack.acked && ack.acked < to).collect();
+        ensure!(
+            around.is_empty() || !self.slow_cut || status.attempt > 1,
+            "{name} is Application, and commits were acknowledged just before the cut {from}..{to}: {around:?}"
+        );
+        Ok(())
+    }
+
+    /// No session, client, snapshot, content, Lease or data is left but the points.
+    async fn nothing_leaked(&self) -> Outcome {
+        let name = self.backup.name_any();
+        until(&format!("no session of {name} to be left in the server"), GONE_WITHIN, async || {
+            // A kubelet that was just started may refuse the first exec.
+            Ok(match self.database.foreign_sessions().await {
+                Ok(left) => Look::at(left.is_empty().then_some(()), left),
+                Err(problem) => Look::NotYet(problem.0),
+            })
+        })
+        .await?;
+        let words: &[&str] = match self.database.engine {
+            Engine::Mariadb => &["--skip-reconnect"],
+            Engine::Postgres => &["psql", "VERBOSITY=terse", "-F"],
+        };
+        until(&format!("no client of {name} to be left in the pod"), GONE_WITHIN, async || {
+            let left = processes_in(&self.database.pod_uid, words)?;
+            Ok(Look::at(left.is_empty().then_some(()), format!("{left:?}")))
+        })
+        .await?;
+        self.only_points().await?;
+        self.no_workload_lease().await
+    }
+
+    async fn only_points(&self) -> Outcome {
+        let contents: Api<VolumeSnapshotContent> = Api::all(self.world.cluster.client.clone());
+        let what = format!("only points of {} to be left after {}", self.database.namespace, self.backup.name_any());
+        until(&what, GONE_WITHIN, async || {
+            let backups = self.database.backups().list(&Default::default()).await?.items;
+            let succeeded = backups
+                .iter()
+                .filter_map(|backup| backup.status.as_ref())
+                .filter(|status| status.phase == Phase::Succeeded)
+                .flat_map(|status| status.members.iter().filter_map(|member| member.handle.clone()))
+                .collect::<Vec<_>>();
+            let mut found: Vec<String> = contents
+                .list(&Default::default())
+                .await?
+                .items
+                .into_iter()
+                .filter(|one| one.spec.volume_snapshot_ref.namespace.as_deref() == Some(self.database.namespace))
+                .map(|one| {
+                    let named = one.labels().get(NAMESPACE_LABEL).is_some();
+                    let handle = one.status.and_then(|status| status.snapshot_handle);
+                    handle.filter(|_| named).unwrap_or_else(|| format!("unlabelled {}", one.metadata.name.unwrap_or_default()))
+                })
+                .collect();
+            found.sort_unstable();
+            let mut data = self.world.cluster.ledger.left_since(0, Some(&self.database.volume))?;
+            data.sort_unstable();
+            let points = data.iter().all(|handle| succeeded.contains(handle));
+            let good = found == data && points;
+            Ok(Look::at(good.then_some(()), format!("contents {found:?}, data {data:?}, points {succeeded:?}")))
+        })
+        .await
+    }
+
+    /// Locks of the workload are released; the replicas' own Leases stay.
+    async fn no_workload_lease(&self) -> Outcome {
+        until("every workload lock to be released", GONE_WITHIN, async || {
+            let leases = ["-n", "stillpoint-system", "get", "leases", "-o", "name"];
+            let names = self.world.cluster.kubectl(&leases, None).await?.good("list the Leases")?;
+            let left: Vec<&str> = names.lines().filter(|name| is_workload_lock(name)).collect();
+            // Runs of other databases may go on meanwhile: ours are known by the pod's and the claim's UID.
+            let ours: Vec<_> = left.into_iter().filter(|name| name.contains(&self.database.pod_uid)).collect();
+            Ok(Look::at(ours.is_empty().then_some(()), ours.join(", ")))
+        })
+        .await
+    }
+}
+
+fn is_workload_lock(name: &str) -> bool {
+    name.contains("pod") || name.contains("claim") || name.contains("workload")
+}
