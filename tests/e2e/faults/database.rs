@@ -120,7 +120,17 @@ impl Database {
         let text = format!("BACKUP STAGE START; SELECT 'taken'; SELECT SLEEP({seconds}); BACKUP STAGE END;");
         let mut command = tokio::process::Command::new("kubectl");
         command.args(["-n", self.namespace, "exec", &self.engine.pod(), "-c", "mariadb", "--", "mariadb"]);
-        command.args(["--no-defaults", "--socket=/run/mysqld/mysqld.sock", "-u", "root", "-n", "-N", "-B", "-e", &text]);
+        command.args([
+            "--no-defaults",
+            "--socket=/run/mysqld/mysqld.sock",
+            "-u",
+            "root",
+            "-n",
+            "-N",
+            "-B",
+            "-e",
+            &text,
+        ]);
         command.env("KUBECONFIG", &self.cluster.kubeconfig).env("PATH", self.cluster.path());
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
         command.stderr(std::process::Stdio::null());
@@ -144,12 +154,30 @@ impl Database {
     pub async fn foreign_sessions(&self) -> Outcome<String> {
         let client: &[&str] = match self.engine {
             Engine::Mariadb => &[
-                "mariadb", "--no-defaults", "--socket=/run/mysqld/mysqld.sock", "-u", "root", "-N", "-B", "-e",
+                "mariadb",
+                "--no-defaults",
+                "--socket=/run/mysqld/mysqld.sock",
+                "-u",
+                "root",
+                "-N",
+                "-B",
+                "-e",
                 "SELECT ID, COMMAND, TIME, IFNULL(STATE,''), IFNULL(LEFT(INFO,80),'') FROM information_schema.PROCESSLIST \
                  WHERE DB IS NULL AND COMMAND <> 'Daemon' AND USER <> 'system user' AND ID <> CONNECTION_ID()",
             ],
             Engine::Postgres => &[
-                "psql", "-X", "-q", "-A", "-t", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "postgres", "-c",
+                "psql",
+                "-X",
+                "-q",
+                "-A",
+                "-t",
+                "-h",
+                "/var/run/postgresql",
+                "-U",
+                "postgres",
+                "-d",
+                "postgres",
+                "-c",
                 "SELECT pid, state, left(query,80) FROM pg_stat_activity WHERE backend_type = 'client backend' \
                  AND datname = 'postgres' AND pid <> pg_backend_pid()",
             ],

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use kube::Api;
 use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
 use stillpoint_e2e::controller::{Controller, Start};
 use stillpoint_e2e::load::Engine;
 use stillpoint_e2e::network::Network;

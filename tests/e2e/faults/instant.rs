@@ -85,6 +85,7 @@ fn in_ledger(world: &World, database: &Database, places: Places, event: &str) ->
 
 async fn journalled(database: &Database, name: &str, entry: JournalKind) -> bool {
     let backup = database.backups().get(name).await;
-    let journal = backup.ok().and_then(|backup| backup.status).map(|status| status.journal).unwrap_or_default();
+    let journal =
+        backup.ok().and_then(|backup| backup.status).map(|status| status.journal).unwrap_or_default();
     journal.iter().any(|line| line.entry == entry)
 }

@@ -78,7 +78,15 @@ impl Case<'_> {
 
     fn micros(&self, of: Option<Offset>) -> Option<i64> {
         let window = self.backup.status.as_ref()?.window.as_ref()?;
-        Some(window.started_at.as_ref()?.0.checked_add(SignedDuration::from_micros(of?.0)).ok()?.as_microsecond())
+        Some(
+            window
+                .started_at
+                .as_ref()?
+                .0
+                .checked_add(SignedDuration::from_micros(of?.0))
+                .ok()?
+                .as_microsecond(),
+        )
     }
 
     /// The longest time without a commit, against the promise.
@@ -90,7 +98,10 @@ impl Case<'_> {
         let longest = all.iter().map(|stall| stall.micros()).max().unwrap_or_default();
         let at_fault = all.iter().copied().find(|stall| stall.holds(self.inflicted.at));
         let promise = MAX_HOLD.as_micros() as i64 + 5_000_000 + NOTED_WITHIN;
-        ensure!(longest <= promise, "{name}: writers waited {longest} µs, the promise is {promise} µs: {all:?}");
+        ensure!(
+            longest <= promise,
+            "{name}: writers waited {longest} µs, the promise is {promise} µs: {all:?}"
+        );
         if let Some(stall) = at_fault {
             self.freed(&name, stall)?;
         }
@@ -186,9 +197,14 @@ impl Case<'_> {
         let (from, to) = (instants.cut.from.as_microsecond(), instants.cut.to.as_microsecond());
         let acks = self.database.acks.since(self.places.acks)?;
         // Begun after FROZEN and acknowledged before THAW: the lock cannot have been there.
-        let inside: Vec<_> =
-            acks.iter().filter(|ack| ack.started > instants.frozen && ack.acked < instants.thaw_sent).collect();
-        ensure!(inside.is_empty(), "{name} is Application, and commits were made inside its hold: {inside:?}");
+        let inside: Vec<_> = acks
+            .iter()
+            .filter(|ack| ack.started > instants.frozen && ack.acked < instants.thaw_sent)
+            .collect();
+        ensure!(
+            inside.is_empty(),
+            "{name} is Application, and commits were made inside its hold: {inside:?}"
+        );
         // The writers alone: no commit was acknowledged around the true cut, which came long after FROZEN.
         let quiet_from = from - if self.slow_cut && status.attempt == 1 { 300_000 } else { 0 };
         let around: Vec<_> = acks.iter().filter(|ack| quiet_from < ack.acked && ack.acked < to).collect();
@@ -225,7 +241,8 @@ impl Case<'_> {
 
     async fn only_points(&self) -> Outcome {
         let contents: Api<VolumeSnapshotContent> = Api::all(self.world.cluster.client.clone());
-        let what = format!("only points of {} to be left after {}", self.database.namespace, self.backup.name_any());
+        let what =
+            format!("only points of {} to be left after {}", self.database.namespace, self.backup.name_any());
         until(&what, GONE_WITHIN, async || {
             let backups = self.database.backups().list(&Default::default()).await?.items;
             let succeeded = backups
@@ -239,11 +256,15 @@ impl Case<'_> {
                 .await?
                 .items
                 .into_iter()
-                .filter(|one| one.spec.volume_snapshot_ref.namespace.as_deref() == Some(self.database.namespace))
+                .filter(|one| {
+                    one.spec.volume_snapshot_ref.namespace.as_deref() == Some(self.database.namespace)
+                })
                 .map(|one| {
                     let named = one.labels().get(NAMESPACE_LABEL).is_some();
                     let handle = one.status.and_then(|status| status.snapshot_handle);
-                    handle.filter(|_| named).unwrap_or_else(|| format!("unlabelled {}", one.metadata.name.unwrap_or_default()))
+                    handle
+                        .filter(|_| named)
+                        .unwrap_or_else(|| format!("unlabelled {}", one.metadata.name.unwrap_or_default()))
                 })
                 .collect();
             found.sort_unstable();
@@ -251,7 +272,10 @@ impl Case<'_> {
             data.sort_unstable();
             let points = data.iter().all(|handle| succeeded.contains(handle));
             let good = found == data && points;
-            Ok(Look::at(good.then_some(()), format!("contents {found:?}, data {data:?}, points {succeeded:?}")))
+            Ok(Look::at(
+                good.then_some(()),
+                format!("contents {found:?}, data {data:?}, points {succeeded:?}"),
+            ))
         })
         .await
     }
@@ -263,7 +287,8 @@ impl Case<'_> {
             let names = self.world.cluster.kubectl(&leases, None).await?.good("list the Leases")?;
             let left: Vec<&str> = names.lines().filter(|name| is_workload_lock(name)).collect();
             // Runs of other databases may go on meanwhile: ours are known by the pod's and the claim's UID.
-            let ours: Vec<_> = left.into_iter().filter(|name| name.contains(&self.database.pod_uid)).collect();
+            let ours: Vec<_> =
+                left.into_iter().filter(|name| name.contains(&self.database.pod_uid)).collect();
             Ok(Look::at(ours.is_empty().then_some(()), ours.join(", ")))
         })
         .await

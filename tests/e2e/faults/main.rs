@@ -3,7 +3,7 @@
 //! say whether what docs/design/freeze.md §3, §4, §5 and §9 promise was kept.
 //!
 //! `cargo test -p stillpoint-e2e --test faults [-- WORD…]`: the faults whose names contain one of the words, all
-//! without. `KILLS` (104): how many; `SEED`: repeats a campaign (printed); `STOP_SECONDS` (60): how long a controller
+//! without; `!WORD` leaves faults out. `KILLS` (104): how many; `SEED`: repeats a campaign (printed); `STOP_SECONDS` (60): how long a controller
 //! is stopped. Exit 1 when one run was not as promised.
 
 #![allow(missing_docs, reason = "a test binary has no readers of its API")]
@@ -134,12 +134,21 @@ async fn shoot(world: &mut World, network: Network, shots: &[Shot], seed: u64) -
     let fired: BTreeSet<usize> = hits.iter().map(|hit| hit.shot.number).collect();
     let held = hits.iter().filter(|hit| hit.findings.as_ref().is_ok_and(|found| found.held)).count();
     println!("\n{table}");
-    println!("{} faults hit {} runs, {held} of them while writers stood still; {copies} copies were exact; SEED={seed}", fired.len(), hits.len());
+    println!(
+        "{} faults hit {} runs, {held} of them while writers stood still; {copies} copies were exact; SEED={seed}",
+        fired.len(),
+        hits.len()
+    );
     println!("faults: {} passed, {failed} failed, 0 skipped", hits.len() + copies - failed.min(hits.len()));
     Ok(failed == 0)
 }
 
-async fn fire(world: &mut World, network: Network, databases: &[Database], volley: &[Shot]) -> Outcome<Vec<Hit>> {
+async fn fire(
+    world: &mut World,
+    network: Network,
+    databases: &[Database],
+    volley: &[Shot],
+) -> Outcome<Vec<Hit>> {
     match volley {
         [shot] if shot.fault != Fault::Client => volley::component(world, network, databases, shot).await,
         shots => volley::clients(world, databases, shots).await,
@@ -149,7 +158,10 @@ async fn fire(world: &mut World, network: Network, databases: &[Database], volle
 async fn check_copies(world: &World, databases: &[Database], good: &mut usize, wrong: &mut Vec<String>) {
     let (exact, bad) = copies::check(world, databases).await;
     *good += exact;
-    println!("{}      {exact} copies restored and compared with the writers' log", if bad.is_empty() { "ok" } else { "NO" });
+    println!(
+        "{}      {exact} copies restored and compared with the writers' log",
+        if bad.is_empty() { "ok" } else { "NO" }
+    );
     for words in bad {
         println!("FAILED  {words}");
         wrong.push(words);

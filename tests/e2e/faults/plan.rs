@@ -141,14 +141,20 @@ pub struct Shot {
     pub chance: u64,
 }
 
-/// The faults of a campaign: `kills` of them, of those faults whose names contain one of the words.
+/// Whether a fault is chosen: its name contains one of the words (or there is none), and no word behind a `!`.
+fn chosen(fault: Fault, words: &[String]) -> bool {
+    let mut wanted = words.iter().filter(|word| !word.starts_with('!')).peekable();
+    let unwanted =
+        words.iter().filter_map(|word| word.strip_prefix('!')).any(|word| fault.name().contains(word));
+    !unwanted && (wanted.peek().is_none() || wanted.any(|word| fault.name().contains(word.as_str())))
+}
+
+/// The faults of a campaign: `kills` of them, of those that the words choose.
 pub fn campaign(seed: u64, kills: usize, stop_for: Duration, words: &[String]) -> Vec<Shot> {
     let mut dice = Dice::of(seed);
     let mut faults = Vec::new();
-    let chosen: Vec<(Fault, usize)> = Fault::ALL
-        .into_iter()
-        .filter(|(fault, _)| words.is_empty() || words.iter().any(|word| fault.name().contains(word.as_str())))
-        .collect();
+    let chosen: Vec<(Fault, usize)> =
+        Fault::ALL.into_iter().filter(|(fault, _)| chosen(*fault, words)).collect();
     let whole: usize = chosen.iter().map(|(_, share)| share).sum();
     // Everyone's share, rounded down but at least one; the rest goes to who has most.
     for (fault, share) in &chosen {

@@ -68,7 +68,8 @@ pub fn table(hits: &[Hit]) -> String {
          |---|---|---|---|---|---|---|---|---|\n",
     );
     for ((fault, instant), row) in &rows {
-        let outcomes: Vec<String> = row.outcomes.iter().map(|(what, count)| format!("{what} {count}")).collect();
+        let outcomes: Vec<String> =
+            row.outcomes.iter().map(|(what, count)| format!("{what} {count}")).collect();
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,

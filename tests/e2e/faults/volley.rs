@@ -46,7 +46,11 @@ pub async fn clients(world: &World, databases: &[Database], shots: &[Shot]) -> O
     world.cluster.misbehave(Some(knobs(Aim::Storage)))?;
     let all = shots.iter().zip(databases.iter().cycle().skip(shots.first().map_or(0, |shot| shot.number)));
     let hits = join_all(all.map(async |(shot, database)| {
-        let aim = if database.engine == Engine::Postgres && shot.aim == Aim::Freezing { Aim::Storage } else { shot.aim };
+        let aim = if database.engine == Engine::Postgres && shot.aim == Aim::Freezing {
+            Aim::Storage
+        } else {
+            shot.aim
+        };
         let shot = Shot { aim, ..*shot };
         let findings = one_client(world, database, &shot).await;
         Hit { shot, namespace: database.namespace, findings }

@@ -89,7 +89,9 @@ impl Audit {
         let bytes = crate::acks::read_from(&self.file, place)?;
         let text = String::from_utf8_lossy(&bytes);
         let complete = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
-        let parse = |line: &str| serde_json::from_str(line).map_err(|error| Problem(format!("audit log: {error}: {line}")));
+        let parse = |line: &str| {
+            serde_json::from_str(line).map_err(|error| Problem(format!("audit log: {error}: {line}")))
+        };
         // A server that was killed while it wrote leaves a piece of a line, which the next one goes on from.
         Ok(complete.lines().map(parse).filter_map(Result::ok).collect())
     }

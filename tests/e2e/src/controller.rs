@@ -96,7 +96,14 @@ impl Controller {
             Some(network) => network.command(binary),
         };
         command.arg("controller").args(["--metrics-address", &address.to_string()]);
-        command.args(["--replica", start.replica, "--log-format", "json", "--log", "info,stillpoint_executor=debug"]);
+        command.args([
+            "--replica",
+            start.replica,
+            "--log-format",
+            "json",
+            "--log",
+            "info,stillpoint_executor=debug",
+        ]);
         if start.trust {
             command.arg("--storage-trust").arg(cluster.file("config/trust/cluster.yaml"));
         }

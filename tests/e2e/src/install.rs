@@ -42,7 +42,9 @@ pub async fn template(cluster: &Cluster, text: &str) -> Outcome {
     until("the templates to be served", Duration::from_secs(20), async || {
         Ok(match cluster.apply(text, "").await {
             Ok(_) => Look::Done(()),
-            Err(Problem(words)) if words.contains("404") || words.contains("not found") => Look::NotYet(words),
+            Err(Problem(words)) if words.contains("404") || words.contains("not found") => {
+                Look::NotYet(words)
+            }
             Err(problem) => return Err(problem),
         })
     })

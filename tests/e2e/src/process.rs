@@ -9,8 +9,12 @@ use crate::{Outcome, Problem};
 /// # Errors
 /// There is no such process.
 pub async fn send_signal(pid: u32, signal: &str) -> Outcome {
-    let status =
-        Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).kill_on_drop(true).status().await?;
+    let status = Command::new("kill")
+        .arg(format!("-{signal}"))
+        .arg(pid.to_string())
+        .kill_on_drop(true)
+        .status()
+        .await?;
     if status.success() { Ok(()) } else { Err(Problem(format!("kill -{signal} {pid}: {status}"))) }
 }
 
@@ -22,7 +26,9 @@ pub fn processes_in(pod_uid: &str, words: &[&str]) -> Outcome<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         // A process may end while it is looked at.
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");

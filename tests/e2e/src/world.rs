@@ -67,8 +67,16 @@ impl World {
         let binary = binary()?;
         let out = binary.parent().and_then(Path::parent).present("the target folder")?.join(out);
         std::fs::create_dir_all(&out)?;
-        let mut world =
-            Self { cluster, out, binary, namespaces, controller: None, started: 0, runs: 0, ledger_at_start: 0 };
+        let mut world = Self {
+            cluster,
+            out,
+            binary,
+            namespaces,
+            controller: None,
+            started: 0,
+            runs: 0,
+            ledger_at_start: 0,
+        };
         world.cluster.misbehave(None)?;
         world.start_components().await?;
         world.remove_namespaces().await?;
