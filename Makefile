@@ -13,6 +13,10 @@ root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env "PATH=$$PATH" "
 postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
 
+# Which faults and which scenarios: words of their names; all without.
+faults ?= '!stopped'
+bench ?=
+
 run-demo = $(cargo) run --locked -p stillpoint --features demo -- demo
 
 define start-cluster
@@ -24,7 +28,7 @@ endef
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build test demo demo-test demo-cluster cluster e2e lint clean
+.PHONY: help setup build test demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -73,7 +77,7 @@ cluster: setup ## Start the real single-node Kubernetes and import its images; `
 # A cluster that was up before stays up. There is no $$(MAKE) in here: with .ONESHELL `make -n` would run all of it.
 e2e: setup ## End-to-end tests on the real cluster; one that it started is ended, unless KEEP=1
 	@$(cargo) build --locked -p stillpoint
-	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e
+	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e --test faults
 	$(cargo) test --locked --no-run -p stillpoint-api --test server
 	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
 	$(start-cluster)
@@ -81,7 +85,22 @@ e2e: setup ## End-to-end tests on the real cluster; one that it started is ended
 	failed=0
 	$(root) env KUBECONFIG="$$KUBECONFIG" $(cargo) test --locked -p stillpoint-api --test server -- --ignored || failed=1
 	$(root) $(cargo) test --locked -p stillpoint-e2e --test e2e || failed=1
+	$(root) env KILLS=$${KILLS:-16} SEED=$${SEED:-5} STOP_SECONDS=$${STOP_SECONDS:-20} $(cargo) test --locked -p stillpoint-e2e --test faults -- $(faults) || failed=1
 	exit $$failed
+
+e2e-faults: setup ## Kill every part at random instants around the freeze: KILLS=104, SEED=n repeats; ends a cluster it started
+	@$(cargo) build --locked -p stillpoint
+	$(cargo) test --locked --no-run -p stillpoint-e2e --test faults
+	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
+	$(start-cluster)
+	$(root) $(cargo) test --locked -p stillpoint-e2e --test faults -- $(faults)
+
+bench-freeze: setup ## Figures of the freeze with a release build: RUNS=50 of each scenario; ends a cluster it started
+	@$(cargo) build --locked --release -p stillpoint
+	$(cargo) test --locked --no-run -p stillpoint-e2e --test bench
+	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
+	$(start-cluster)
+	$(root) env STILLPOINT_BIN="$${CARGO_TARGET_DIR:-target}/release/stillpoint" $(cargo) test --locked -p stillpoint-e2e --test bench -- $(bench)
 
 lint: ## Check the scripts and the Go of tests/cluster
 	@command -v shellcheck >/dev/null || { $(root) apt-get update -qq && $(root) apt-get install -y -qq --no-install-recommends shellcheck; }

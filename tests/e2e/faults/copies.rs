@@ -43,7 +43,16 @@ async fn newest(world: &World, database: &Database) -> Outcome<bool> {
     });
     points.sort_by_key(|backup| backup.metadata.creation_timestamp.clone().map(|time| time.0));
     let Some(backup) = points.last() else { return Ok(false) };
-    let instants = point::verify(&world.cluster, backup).await?;
+    let (before, after) = if database.locks() {
+        let instants = point::verify(&world.cluster, backup).await?;
+        (instants.thaw_sent, instants.frozen)
+    } else {
+        let member =
+            backup.status.as_ref().and_then(|status| status.members.first()).present("the member")?;
+        let uid = member.volume_snapshot_uid.as_deref().present("members[0].volumeSnapshotUID")?;
+        let cut = world.cluster.ledger.cut_of(uid)?;
+        (cut.from.as_microsecond(), cut.to.as_microsecond())
+    };
     let name = backup.name_any();
     let prefix = format!("{name}-");
     let run =
@@ -53,11 +62,6 @@ async fn newest(world: &World, database: &Database) -> Outcome<bool> {
         serde_json::from_str(&printed).map_err(|error| Problem(format!("{error}: {printed}")))?;
     let claims = restore.status.present("the Restore's status")?.claims;
     let claim = &claims.first().present("the new claim")?.claim_name;
-    let (before, after) = if database.locks() {
-        (instants.thaw_sent, instants.frozen)
-    } else {
-        (instants.cut.from.as_microsecond(), instants.cut.to.as_microsecond())
-    };
     database.load.check_copy(claim, before, after).await?;
     Ok(true)
 }

@@ -18,13 +18,11 @@ use crate::plan::{Fault, Shot};
 /// A control plane that was killed is back within this.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
-/// When a fault began and when it was over; microseconds since 1970.
+/// When a fault began; microseconds since 1970.
 #[derive(Clone, Copy, Debug)]
 pub struct Inflicted {
     /// The kill.
     pub at: i64,
-    /// Everything was repaired.
-    pub repaired: i64,
 }
 
 /// The second controller of shots that stop one of two.
@@ -95,7 +93,7 @@ pub async fn inflict(
     world.heal().await?;
     serves(world).await?;
     world.controller_with(Start { network: Some(network), ..Start::default() }).await?;
-    Ok(Inflicted { at, repaired: now_micros() })
+    Ok(Inflicted { at })
 }
 
 /// Kills the client process of the hold in one database's pod.
@@ -114,7 +112,7 @@ pub async fn client(database: &Database) -> Outcome<Inflicted> {
         // One that ended meanwhile was thawed just before: that instant is one of those meant.
         let _ = send_signal(pid, "KILL").await;
     }
-    Ok(Inflicted { at, repaired: now_micros() })
+    Ok(Inflicted { at })
 }
 
 /// Waits until the API server answers and the node takes execs again.

@@ -24,7 +24,7 @@ pub const LOCK_TAKEN_FOR: Duration = Duration::from_millis(3500);
 pub fn knobs(aim: Aim) -> Value {
     match aim {
         Aim::BeforeReady | Aim::Freezing => json!({"preCutDelay": "600ms"}),
-        Aim::Storage => json!({"preCutDelay": "1500ms"}),
+        Aim::Storage => json!({"preCutDelay": "1500ms", "postCutDelay": "60ms"}),
         Aim::Thawing => json!({"preCutDelay": "600ms", "postCutDelay": "30ms"}),
         Aim::Settling => json!({"preCutDelay": "600ms", "readyDelay": "4s"}),
     }

@@ -190,10 +190,12 @@ impl Case<'_> {
         if status.consistency != Some(Consistency::Application) {
             return Ok(());
         }
-        let instants = point::verify(&self.world.cluster, self.backup).await?;
         if !self.database.locks() {
-            return Ok(());
+            // The loss of an observer costs evidence, not the verdict (§4): the window may not be whole. What such a
+            // point is worth is said by its copy (`copies`); that it was cut after it was asked for, here.
+            return self.observed(&name);
         }
+        let instants = point::verify(&self.world.cluster, self.backup).await?;
         let (from, to) = (instants.cut.from.as_microsecond(), instants.cut.to.as_microsecond());
         let acks = self.database.acks.since(self.places.acks)?;
         // Begun after FROZEN and acknowledged before THAW: the lock cannot have been there.
@@ -211,6 +213,22 @@ impl Case<'_> {
         ensure!(
             around.is_empty() || !self.slow_cut || status.attempt > 1,
             "{name} is Application, and commits were acknowledged just before the cut {from}..{to}: {around:?}"
+        );
+        Ok(())
+    }
+
+    /// The cut of an observed point is in the ledger, of this volume, after its POST and before the signal.
+    fn observed(&self, name: &str) -> Outcome {
+        let status = self.backup.status.as_ref().present("the status")?;
+        let member = status.members.first().present("the member")?;
+        let uid = member.volume_snapshot_uid.as_deref().present("members[0].volumeSnapshotUID")?;
+        let cut = self.world.cluster.ledger.cut_of(uid)?;
+        let posted = self.micros(member.post_sent).present("members[0].postSent")?;
+        let signal = self.micros(member.signal).present("members[0].signal")?;
+        let (from, to) = (cut.from.as_microsecond(), cut.to.as_microsecond());
+        ensure!(
+            posted <= from && to <= signal && member.volume_handle == self.database.volume,
+            "{name} is Application, and was cut {from}..{to}, outside of its POST {posted} and signal {signal}"
         );
         Ok(())
     }

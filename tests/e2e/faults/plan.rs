@@ -186,7 +186,12 @@ pub fn campaign(seed: u64, kills: usize, stop_for: Duration, words: &[String]) -
                 Fault::Partition => Duration::from_secs(12) + dice.time(Duration::from_secs(10)),
                 _ => dice.time(Duration::from_millis(2500)),
             };
-            Shot { number: index + 1, fault, aim, delay: dice.time(aim.span()), down, chance: dice.roll() }
+            let span = match (fault, aim) {
+                // Later there is no client any more.
+                (Fault::Client, Aim::Thawing) => Duration::from_millis(50),
+                _ => aim.span(),
+            };
+            Shot { number: index + 1, fault, aim, delay: dice.time(span), down, chance: dice.roll() }
         })
         .collect()
 }

@@ -65,14 +65,7 @@ async fn one_client(world: &World, database: &Database, shot: &Shot) -> Outcome<
     let run = begin(world, database, shot).await?;
     reached(world, database, &run.name, shot.aim, run.places).await?;
     tokio::time::sleep(shot.delay).await;
-    let inflicted = match client(database).await {
-        // Thawed a moment ago: the session is over, and with it what could be killed. Told as it is.
-        Err(_) if shot.aim == Aim::Thawing => {
-            let at = stillpoint_e2e::wait::now_micros();
-            Inflicted { at, repaired: at }
-        }
-        other => other?,
-    };
+    let inflicted = client(database).await?;
     let findings = judged(world, &run, shot, inflicted).await;
     drop(lock);
     findings

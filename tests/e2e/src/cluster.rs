@@ -128,9 +128,18 @@ impl Cluster {
     /// # Errors
     /// It failed.
     pub async fn run(&self, arguments: &[&str]) -> Outcome {
+        self.run_with(arguments, None).await
+    }
+
+    /// The same with a variable of its environment.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn run_with(&self, arguments: &[&str], variable: Option<&(&str, String)>) -> Outcome {
         let mut command = Command::new(self.file("tests/cluster/cluster"));
         // A component that it starts must not hold our pipes open.
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.envs(variable.map(|(name, value)| (*name, value)));
         let status = command.status().await?;
         if status.success() {
             Ok(())
