@@ -1,5 +1,7 @@
 //! The databases that are shot at: each in a namespace of its own, under load, with a policy that is run by hand.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
@@ -11,6 +13,7 @@ use stillpoint_api::backup::{BackupSpec, PolicyRef, RunSpec, Trigger};
 use stillpoint_e2e::acks::Acks;
 use stillpoint_e2e::cluster::Cluster;
 use stillpoint_e2e::load::{Engine, Load, Strength};
+use stillpoint_e2e::process::processes_in;
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Present as _};
@@ -38,8 +41,12 @@ pub struct Database {
     pub acks: Acks,
     /// UID of its pod.
     pub pod_uid: String,
+    /// UID of its claim.
+    pub claim_uid: String,
     /// Handle of its volume, as in the driver's ledger.
     pub volume: String,
+    /// Clients that outlived a crash of containerd (see `judge`).
+    pub left_behind: Mutex<BTreeSet<u32>>,
     cluster: Cluster,
 }
 
@@ -71,6 +78,7 @@ impl Database {
         let pod_uid = pods.get(&engine.pod()).await?.uid().present("the pod's UID")?;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(cluster.client.clone(), namespace);
         let claim = claims.get(&format!("data-{}", engine.pod())).await?;
+        let claim_uid = claim.uid().present("the claim's UID")?;
         let volume = claim.spec.and_then(|spec| spec.volume_name).present("the claim's volume")?;
         let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
         let volume = volumes.get(&volume).await?.spec.and_then(|spec| spec.csi).present("the CSI volume")?;
@@ -82,9 +90,31 @@ impl Database {
             load: Load::of(&cluster, namespace, engine),
             acks: Acks::of(&cluster, &pod_uid),
             pod_uid,
+            claim_uid,
             volume: volume.volume_handle,
+            left_behind: Mutex::default(),
             cluster,
         })
+    }
+
+    /// Processes of this run's client in the pod, without those that were left behind before.
+    ///
+    /// # Errors
+    /// The process table cannot be read.
+    pub fn clients(&self) -> Outcome<Vec<u32>> {
+        let words: &[&str] = match self.engine {
+            Engine::Mariadb => &["--skip-reconnect"],
+            Engine::Postgres => &["psql", "VERBOSITY=terse", "-F"],
+        };
+        let known = self.left_behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = processes_in(&self.pod_uid, words)?;
+        found.retain(|pid| !known.contains(pid));
+        Ok(found)
+    }
+
+    /// Takes note of clients that stay.
+    pub fn leave_behind(&self, pids: &[u32]) {
+        self.left_behind.lock().unwrap_or_else(PoisonError::into_inner).extend(pids);
     }
 
     /// Whether writers wait while it is held.

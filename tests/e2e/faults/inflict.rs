@@ -5,9 +5,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use stillpoint_e2e::controller::{Controller, Start};
-use stillpoint_e2e::load::Engine;
 use stillpoint_e2e::network::Network;
-use stillpoint_e2e::process::{processes_in, send_signal};
+use stillpoint_e2e::process::send_signal;
 use stillpoint_e2e::wait::{Look, now_micros, until};
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Present as _, ensure};
@@ -17,6 +16,9 @@ use crate::plan::{Fault, Shot};
 
 /// A control plane that was killed is back within this.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// Name of the second of two controllers.
+const SECOND: &str = "e2e-second";
 
 /// When a fault began; microseconds since 1970.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +33,7 @@ pub async fn second_controller(world: &mut World, fault: Fault) -> Outcome<Optio
         return Ok(None);
     }
     let number = world.next_number();
-    let start = Start { replica: "e2e-second", ..Start::default() };
+    let start = Start { replica: SECOND, ..Start::default() };
     Ok(Some(Controller::start(&world.cluster, &world.binary, &world.out, number, start).await?))
 }
 
@@ -65,9 +67,10 @@ pub async fn inflict(
         Fault::Stopped => {
             let second = second.present("the second controller")?;
             let owner = database.backups().get(run).await?.status.and_then(|status| status.executor);
-            let stopped = match owner.as_deref() {
-                Some("e2e-second") => second,
-                _ => world.controller_now().present("the first controller")?,
+            // A replica's identity begins with its name.
+            let stopped = match owner.is_some_and(|owner| owner.starts_with(SECOND)) {
+                true => second,
+                false => world.controller_now().present("the first controller")?,
             };
             let at = now_micros();
             stopped.signal("STOP").await?;
@@ -101,11 +104,7 @@ pub async fn inflict(
 /// # Errors
 /// There is none.
 pub async fn client(database: &Database) -> Outcome<Inflicted> {
-    let words: &[&str] = match database.engine {
-        Engine::Mariadb => &["--skip-reconnect"],
-        Engine::Postgres => &["psql", "VERBOSITY=terse", "-F"],
-    };
-    let clients = processes_in(&database.pod_uid, words)?;
+    let clients = database.clients()?;
     ensure!(!clients.is_empty(), "{}: there is no client to kill", database.namespace);
     let at = now_micros();
     for pid in clients {

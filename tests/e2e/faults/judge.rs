@@ -9,8 +9,6 @@ use stillpoint_api::backup::{JournalKind, NAMESPACE_LABEL, Phase};
 use stillpoint_api::evidence::{Consistency, Offset};
 use stillpoint_api::snapshot::VolumeSnapshotContent;
 use stillpoint_e2e::acks::{Stall, stalls};
-use stillpoint_e2e::load::Engine;
-use stillpoint_e2e::process::processes_in;
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Present as _, ensure, point};
@@ -26,6 +24,10 @@ const AFTER_KILL: i64 = 1_000_000;
 const NOTED_WITHIN: i64 = 250_000;
 /// A pause in the commits that is worth telling from the machine's own.
 const A_STALL: i64 = 150_000;
+/// Label of the Leases that lock a pod or a claim, by whose UID they are named (docs/design/freeze.md §2.6).
+const WORKLOAD_LOCKS: &str = "stillpoint.dev/lease=workload";
+/// A client without a session that sees no end of input has this long to end all the same.
+const AFTER_LEASE: Duration = Duration::from_secs(12);
 /// Sessions of a run that ended, and what is deleted after it, are gone within this.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
@@ -70,9 +72,11 @@ impl Case<'_> {
     /// # Errors
     /// The first thing that is not as promised.
     pub async fn judge(&self) -> Outcome<Findings> {
-        let findings = self.stall()?;
+        let mut findings = self.stall()?;
         self.verdict().await?;
-        self.nothing_leaked().await?;
+        if self.nothing_leaked().await? > 0 {
+            findings.outcome += ", idle client left";
+        }
         Ok(findings)
     }
 
@@ -233,8 +237,9 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// No session, client, snapshot, content, Lease or data is left but the points.
-    async fn nothing_leaked(&self) -> Outcome {
+    /// No session, snapshot, content, Lease or data is left but the points, and no client process but after a crash of
+    /// containerd; answers how many of those.
+    async fn nothing_leaked(&self) -> Outcome<usize> {
         let name = self.backup.name_any();
         until(&format!("no session of {name} to be left in the server"), GONE_WITHIN, async || {
             // A kubelet that was just started may refuse the first exec.
@@ -244,17 +249,25 @@ impl Case<'_> {
             })
         })
         .await?;
-        let words: &[&str] = match self.database.engine {
-            Engine::Mariadb => &["--skip-reconnect"],
-            Engine::Postgres => &["psql", "VERBOSITY=terse", "-F"],
-        };
-        until(&format!("no client of {name} to be left in the pod"), GONE_WITHIN, async || {
-            let left = processes_in(&self.database.pod_uid, words)?;
+        let within = if self.fault == Fault::Containerd { AFTER_LEASE } else { GONE_WITHIN };
+        let clients = until(&format!("no client of {name} to be left in the pod"), within, async || {
+            let left = self.database.clients()?;
             Ok(Look::at(left.is_empty().then_some(()), format!("{left:?}")))
         })
-        .await?;
+        .await;
+        let left = match clients {
+            Ok(()) => 0,
+            // Nothing outside of the pod can end it: the shim keeps its input open, and its server has ended its session.
+            Err(_) if self.fault == Fault::Containerd => {
+                let left = self.database.clients()?;
+                self.database.leave_behind(&left);
+                left.len()
+            }
+            Err(problem) => return Err(problem),
+        };
         self.only_points().await?;
-        self.no_workload_lease().await
+        self.no_workload_lease().await?;
+        Ok(left)
     }
 
     async fn only_points(&self) -> Outcome {
@@ -301,18 +314,15 @@ impl Case<'_> {
     /// Locks of the workload are released; the replicas' own Leases stay.
     async fn no_workload_lease(&self) -> Outcome {
         until("every workload lock to be released", GONE_WITHIN, async || {
-            let leases = ["-n", "stillpoint-system", "get", "leases", "-o", "name"];
+            let leases = ["-n", "stillpoint-system", "get", "leases", "-l", WORKLOAD_LOCKS, "-o", "name"];
             let names = self.world.cluster.kubectl(&leases, None).await?.good("list the Leases")?;
-            let left: Vec<&str> = names.lines().filter(|name| is_workload_lock(name)).collect();
-            // Runs of other databases may go on meanwhile: ours are known by the pod's and the claim's UID.
-            let ours: Vec<_> =
-                left.into_iter().filter(|name| name.contains(&self.database.pod_uid)).collect();
-            Ok(Look::at(ours.is_empty().then_some(()), ours.join(", ")))
+            let (pod, claim) = (&self.database.pod_uid, &self.database.claim_uid);
+            let left: Vec<&str> = names
+                .lines()
+                .filter(|name| name.contains(pod.as_str()) || name.contains(claim.as_str()))
+                .collect();
+            Ok(Look::at(left.is_empty().then_some(()), left.join(", ")))
         })
         .await
     }
-}
-
-fn is_workload_lock(name: &str) -> bool {
-    name.contains("pod") || name.contains("claim") || name.contains("workload")
 }
