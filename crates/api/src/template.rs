@@ -104,7 +104,8 @@ pub struct Recipe {
     #[serde(default)]
     #[schemars(default)]
     pub layout: Layout,
-    /// Which claim holds what. Not supported yet.
+    /// Which claim holds what: each command prints absolute paths, one a line, and the claim that is mounted there has the
+    /// role. Run in the container before anything is frozen.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 8))]
     pub volume_roles: BTreeMap<String, CommandOnly>,
@@ -311,7 +312,8 @@ pub struct Session {
     /// How the server says that it is this container's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalRule>,
-    /// Volumes cut in ordered groups. Not supported yet.
+    /// Volumes cut in ordered groups, with statements between them (docs/design/freeze.md §2.5). Where all roles lie on
+    /// one claim it is one cut, and no text between stages is sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub stages: Vec<Stage>,
@@ -369,13 +371,13 @@ pub enum LocalValue {
     PodHostname,
 }
 
-/// One stage of an ordered cut. Not supported yet.
+/// One stage of an ordered cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stage {
     /// The volumes of this stage.
     pub volumes: StageVolumes,
-    /// Text between this stage and the next.
+    /// Text between this stage and the next; prints FROZEN {{n}} and the number of the next. The last stage has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16384))]
     pub then: Option<String>,
@@ -385,7 +387,7 @@ pub struct Stage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StageVolumes {
-    /// Their roles.
+    /// Their roles, as in `volumeRoles`.
     #[schemars(length(min = 1, max = 8), inner(length(max = 63)))]
     pub roles: Vec<String>,
 }

@@ -1,6 +1,7 @@
 //! What a hook template must be: it ends what it begins, says what it prints, and waits for nothing without a bound.
 
 mod session;
+mod stages;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use super::Finding;
 use crate::template::placeholder::{self, Part, RUN_TIME};
 use crate::template::{self, Freeze, ParameterType, Recipe};
 use session::{printed, session};
+use stages::{stages, volume_roles};
 
 /// What a prepare step may take.
 const PREPARE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
@@ -21,7 +23,9 @@ pub fn recipe(recipe: &Recipe, kind: &str, name: &str) -> Vec<Finding> {
     if let Some(Freeze::Session(held)) = &recipe.freeze {
         found.extend(session(held));
         found.extend(printed(recipe, held));
+        found.extend(stages(recipe, held));
     }
+    found.extend(volume_roles(recipe));
     found.extend(parameters(recipe));
     found.extend(placeholders(recipe));
     found.extend(role(recipe));
@@ -284,10 +288,6 @@ fn used_names(recipe: &Recipe) -> BTreeSet<&str> {
 }
 
 fn not_supported_yet(recipe: &Recipe) -> Vec<Finding> {
-    let session = match &recipe.freeze {
-        Some(Freeze::Session(session)) => Some(session),
-        Some(Freeze::Commands(_) | Freeze::None {}) | None => None,
-    };
     let commands = matches!(recipe.freeze, Some(Freeze::Commands(_)));
     [
         (
@@ -307,18 +307,6 @@ fn not_supported_yet(recipe: &Recipe) -> Vec<Finding> {
             "spec.postHook",
             "holding by two commands",
             "use freeze.session, or freeze.none with crashSafe",
-        ),
-        (
-            session.is_some_and(|held| !held.stages.is_empty()),
-            "spec.freeze.session.stages",
-            "an ordered cut",
-            "keep the application on one volume",
-        ),
-        (
-            !recipe.volume_roles.is_empty(),
-            "spec.volumeRoles",
-            "telling volumes apart",
-            "keep the application on one volume",
         ),
         (recipe.stall_probe.is_some(), "spec.stallProbe", "a stall probe", "remove it"),
         (

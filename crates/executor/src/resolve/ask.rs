@@ -9,12 +9,14 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use stillpoint_api::backup::Backup;
+use stillpoint_api::template::Recipe;
 
 use super::Refusal;
 use super::choose::{PodRule, Roles};
 use super::decide::{admit, recipe_of};
 use super::observe::Observed;
 use super::pods::is_live;
+use super::stages::VolumePaths;
 use crate::context::Context;
 use crate::exec::{ExecTarget, Outcome, run_once};
 use crate::session;
@@ -35,8 +37,11 @@ pub async fn ask(context: &Context, backup: &Backup, observed: &mut Observed) ->
         // Whatever is wrong with it, the decision says so.
         let Ok((_, recipe)) = recipe_of(application) else { continue };
         let rule = PodRule::of(&application.spec, &recipe);
-        application.roles =
-            roles(context, &namespace, &application.spec.name, &rule, &application.pods).await;
+        let name = &application.spec.name;
+        application.roles = roles(context, &namespace, name, &rule, &application.pods).await;
+        let chosen = rule.choose(&application.spec, &application.pods, &application.roles);
+        let chosen: Vec<Pod> = chosen.unwrap_or_default().into_iter().map(|one| one.pod.clone()).collect();
+        application.volume_paths = volume_paths(context, &namespace, name, &rule, &recipe, &chosen).await;
     }
     Ok(())
 }
@@ -63,6 +68,56 @@ pub async fn roles(
         (pod.uid().unwrap_or_default(), answer)
     });
     join_all(questions).await.into_iter().collect()
+}
+
+/// Asks every held pod where the data of each role lies; nothing where the template has no such roles.
+async fn volume_paths(
+    context: &Context,
+    namespace: &str,
+    application: &str,
+    rule: &PodRule,
+    recipe: &Recipe,
+    pods: &[Pod],
+) -> VolumePaths {
+    let of_pod = |pod: &Pod| {
+        let roles: Vec<(String, Vec<String>)> =
+            recipe.volume_roles.iter().map(|(role, asked)| (role.clone(), asked.command.clone())).collect();
+        let container = rule.container.running(application, pod).map(|container| container.name.clone());
+        let pod = pod.clone();
+        roles.into_iter().map(move |(role, argv)| (pod.clone(), container.clone(), role, argv))
+    };
+    let questions = pods.iter().flat_map(of_pod).map(|(pod, container, role, argv)| async move {
+        let answer = match container {
+            Ok(container) => {
+                let target = target(context, namespace, &pod, &container, argv);
+                let what = format!("where its {role} lies");
+                printed(context, application, &target, &what)
+                    .await
+                    .and_then(|said| absolute_paths(&target, &role, &said))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        ((pod.uid().unwrap_or_default(), role), answer)
+    });
+    join_all(questions).await.into_iter().collect()
+}
+
+fn absolute_paths(target: &ExecTarget, role: &str, said: &str) -> Result<Vec<String>, Refusal> {
+    let paths: Vec<String> =
+        said.lines().map(str::trim).filter(|line| !line.is_empty()).map(ToOwned::to_owned).collect();
+    if !paths.is_empty() && paths.iter().all(|path| path.starts_with('/')) {
+        return Ok(paths);
+    }
+    Err(Refusal::stands(
+        "VolumeRoleUnknown",
+        format!(
+            "{}/{}: the template's command for the volume role {role} must print absolute paths, one a line; it printed {} \
+             lines that are none",
+            target.pod,
+            target.container,
+            said.lines().filter(|line| !line.trim().starts_with('/')).count()
+        ),
+    ))
 }
 
 fn target(context: &Context, namespace: &str, pod: &Pod, container: &str, argv: Vec<String>) -> ExecTarget {

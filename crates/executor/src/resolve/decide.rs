@@ -151,8 +151,10 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
             "the selected pods mount no claim that is not excluded: there is nothing to snapshot",
         ));
     }
-    let members = 0..resolution.plan.members.len();
-    resolution.plan.cuts = members.map(|index| CutPlan::single(MemberId(index))).collect();
+    let members = resolution.plan.members.iter().enumerate();
+    resolution.plan.cuts = members
+        .map(|(index, member)| CutPlan { stage: member.stage, ..CutPlan::single(MemberId(index)) })
+        .collect();
     for application in &picked {
         application.fits(&resolution.plan)?;
     }
@@ -299,8 +301,9 @@ impl Picked<'_> {
         into: &mut Resolution,
     ) -> Result<(), Refusal> {
         let hold = hold_kind(&self.recipe);
-        let members = self.members(index, owners)?;
-        into.resolved.applications.push(self.resolved(hold));
+        let mut members = self.members(index, owners)?;
+        let stages = self.stage(&mut members)?;
+        into.resolved.applications.push(self.resolved(hold, stages));
         into.again.push(LookAgain {
             application: self.one.application.spec.clone(),
             rule: self.rule.clone(),
@@ -318,7 +321,8 @@ impl Picked<'_> {
             }
             if let Some(Freeze::Session(session)) = &self.recipe.freeze {
                 let nonce = nonces.next().ok_or_else(limits::too_many_holds)?;
-                let held = self.hold(held, session, &members, nonce)?;
+                let mut held = self.hold(held, session, &members, nonce)?;
+                held.plan.stages = stages;
                 into.plan.holds.push(held.plan.clone());
                 into.holds.push(held);
             }
@@ -331,7 +335,7 @@ impl Picked<'_> {
     }
 
     /// What the template claims about the application, for the record.
-    fn resolved(&self, hold: HoldKind) -> ResolvedApplication {
+    fn resolved(&self, hold: HoldKind, stages: u32) -> ResolvedApplication {
         let recipe = &self.recipe;
         let crash_safe = recipe.crash_safe.clone().unwrap_or_default();
         let session = match &recipe.freeze {
@@ -346,7 +350,7 @@ impl Picked<'_> {
             crash_safe: crash_safe.source,
             copy_safe: recipe.copy_safe.clone().map(|safe| safe.proof).unwrap_or_default(),
             layout: recipe.layout,
-            stages: 0,
+            stages: if stages > 1 { stages } else { 0 },
             probed: false,
             settings: crash_safe.settings,
             position: session.and_then(|session| session.position.clone()),

@@ -14,6 +14,7 @@ pub mod pods;
 pub mod preflight;
 mod refusal;
 mod shared;
+pub mod stages;
 #[cfg(test)]
 mod tests;
 

@@ -13,6 +13,7 @@ use stillpoint_api::template::{ClusterHookTemplate, HookTemplate, Recipe};
 use super::Refusal;
 use super::choose::Roles;
 use super::pods::{list_all, list_pods};
+use super::stages::VolumePaths;
 use crate::context::{Context, HOOKS_ACCOUNT, bounded};
 
 /// Annotation of a pod that names its ClusterHookTemplate.
@@ -46,6 +47,8 @@ pub struct ObservedApplication {
     pub pods: Vec<Pod>,
     /// What their role commands printed; filled by [`super::ask`].
     pub roles: Roles,
+    /// Where their volumes' data lies; filled by [`super::ask`].
+    pub volume_paths: VolumePaths,
     /// The template that was chosen, and why not.
     pub template: Result<(TemplateRef, Recipe), Refusal>,
     /// Claims that the pods mount, by name.
@@ -83,7 +86,14 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
             list_pods(context, &namespace, &spec.selector).await.map_err(|error| Refusal::request(&error))?;
         let template = template(context, &namespace, &spec, &pods, &mut catalog).await?;
         let claims = claims(context, &namespace, &pods).await?;
-        observed.applications.push(ObservedApplication { spec, pods, roles: Roles::new(), template, claims });
+        observed.applications.push(ObservedApplication {
+            spec,
+            pods,
+            roles: Roles::new(),
+            volume_paths: VolumePaths::new(),
+            template,
+            claims,
+        });
     }
     observed.pods = list_all(context, &namespace).await.map_err(|error| Refusal::request(&error))?;
     Ok(observed)

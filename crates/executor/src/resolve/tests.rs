@@ -2,6 +2,7 @@
 //! pods, claims and applications add.
 
 mod several;
+mod stages;
 
 use std::collections::BTreeMap;
 
@@ -32,6 +33,8 @@ struct World {
     others: Vec<Value>,
     /// What the role command printed in each pod, by name.
     roles: BTreeMap<&'static str, &'static str>,
+    /// What the commands of volume roles printed, by pod and role.
+    paths: BTreeMap<(&'static str, &'static str), Vec<&'static str>>,
     claim: Value,
     volume: Value,
     classes: Vec<Value>,
@@ -98,6 +101,7 @@ impl World {
             pods: vec![pod("db-0")],
             others: Vec::new(),
             roles: BTreeMap::new(),
+            paths: BTreeMap::new(),
             claim: json!({
                 "metadata": {"name": "data-0", "namespace": "shop"},
                 "spec": {"volumeName": "pv-1", "storageClassName": "fast", "accessModes": ["ReadWriteOnce"]},
@@ -159,6 +163,14 @@ impl World {
                     pods: selected(&spec),
                     spec,
                     roles: roles.clone(),
+                    volume_paths: self
+                        .paths
+                        .iter()
+                        .map(|((pod, role), paths)| {
+                            let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+                            ((format!("uid-{pod}"), (*role).to_owned()), Ok(paths))
+                        })
+                        .collect(),
                     template: Ok((
                         TemplateRef { kind: TemplateKind::ClusterHookTemplate, name: "mariadb".into() },
                         recipe.clone(),

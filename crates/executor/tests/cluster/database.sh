@@ -2,14 +2,20 @@
 # The client of a database for tests: it is the server too. Statements come one a line and end in `;`:
 #   set wait LEASE ACQUIRE;     the lease of the session
 #   lock;  unlock;              unlock without a lock is an error, at which the client ends
+#   stage N;                    what is written between two cuts: N in the file `stage` of every volume
 #   say WORD ... key= ...;      prints the words; a key without a value gets the server's
 # The lock is the kernel's, on a file of the volume: it goes with this process, however that ends. While it is held
 # the volume says `frozen` in the file `state`, so that a copy tells whether it was made inside the hold.
+# The environment may name a second volume (WAL) and a file in which all databases write down what they go through, in one
+# order (EVERYBODY).
 # Usage: database.sh HOW DIRECTORY HOST; HOW is `faithful` or the name of one way to misbehave.
 how=$1 directory=$2 host=$3
 conn=$$ lease=0 locked=
 
-note() { echo "$1" >>"$directory/log"; }
+note() {
+    echo "$1" >>"$directory/log"
+    if [ -n "$EVERYBODY" ]; then echo "$host $1" >>"$EVERYBODY"; fi
+}
 
 lock() {
     exec 9>"$directory/lock"
@@ -39,6 +45,7 @@ say() {
         lease=) word=lease=$lease ;;
         gtid=) word=gtid=0-1-7 ;;
         datadir=) word=datadir=$directory ;;
+        label=) word=label=START%20WAL%0ALABEL ;;
         esac
         out="$out${out:+ }$word"
     done
@@ -88,6 +95,10 @@ while read -r line; do
     set) lease=$3 ;;
     lock) lock ;;
     unlock) unlock thawed ;;
+    stage)
+        for volume in "$directory" $WAL; do echo "$2" >"$volume/stage"; done
+        note "stage $2"
+        ;;
     say)
         shift
         say "$@"

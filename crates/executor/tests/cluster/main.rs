@@ -11,6 +11,7 @@ mod interruption;
 mod points;
 mod restores;
 mod sessions;
+mod several;
 mod stage;
 mod status_writes;
 mod storage;

@@ -160,12 +160,14 @@ fn client(argv: &[String]) -> Vec<Finding> {
 /// Claims about printed lines that the texts do not keep.
 pub(super) fn printed(recipe: &Recipe, held: &Session) -> Vec<Finding> {
     let mut found = Vec::new();
-    let printing = format!("{}{}", held.open, held.freeze);
+    let between: Vec<&String> = held.stages.iter().filter_map(|stage| stage.then.as_ref()).collect();
+    let mut printing = format!("{}{}", held.open, held.freeze);
+    printing.extend(between.iter().map(|then| then.as_str()));
     for name in recipe.evidence.iter().filter(|name| !printing.contains(name.as_str())) {
         found.push(Finding::new(
             "spec.evidence",
             "EvidenceNotPrinted",
-            format!("neither open nor freeze prints EVIDENCE {name}=: print it or remove the name"),
+            format!("neither open, freeze nor a stage prints EVIDENCE {name}=: print it or remove the name"),
         ));
     }
     let settings = recipe.crash_safe.iter().flat_map(|claim| &claim.settings);
@@ -201,7 +203,11 @@ pub(super) fn printed(recipe: &Recipe, held: &Session) -> Vec<Finding> {
             ));
         }
         let printed = format!(" {key}=");
-        if [&held.open, &held.freeze, &held.beat].iter().any(|text| !text.contains(&printed)) {
+        if [&held.open, &held.freeze, &held.beat]
+            .into_iter()
+            .chain(between.iter().copied())
+            .any(|text| !text.contains(&printed))
+        {
             found.push(Finding::new(
                 format!("spec.freeze.session.{field}"),
                 "KeyNotPrinted",

@@ -152,13 +152,11 @@ fn a_freeze_has_a_thaw() {
 fn what_is_not_supported_yet_is_refused_and_never_ignored() {
     let command = json!({"command": ["x"]});
     for (pointer, value) in [
-        ("/volumeRoles", json!({"wal": command})),
         ("/stallProbe", command.clone()),
         ("/recover", command.clone()),
         ("/afterRestore", json!([{"name": "a", "command": ["x"]}])),
         ("/checks", json!([{"name": "a", "command": ["x"]}])),
         ("/drillSafe", json!("Standalone")),
-        ("/freeze/session/stages", json!([{"volumes": {"roles": ["data"]}}])),
     ] {
         assert_eq!(rules(pointer, value), ["NotSupportedYet"], "{pointer}");
     }
@@ -175,4 +173,42 @@ fn advice_names_what_weakens_the_proof() {
         advice(&typed).iter().map(|found| found.rule).collect::<Vec<_>>(),
         ["NothingProven", "UnusedParameter"]
     );
+}
+
+fn staged(roles: Value, stages: Value) -> Vec<&'static str> {
+    let mut object = base();
+    object["volumeRoles"] = roles;
+    object["freeze"]["session"]["stages"] = stages;
+    let typed: Recipe = serde_json::from_value(object).unwrap();
+    recipe(&typed, "HookTemplate", "t").into_iter().map(|finding| finding.rule).collect()
+}
+
+#[test]
+fn stages_place_every_role_once_and_lead_to_each_other() {
+    let roles = json!({"data": {"command": ["d"]}, "wal": {"command": ["w"]}});
+    let then = "SELECT 'FROZEN {{n}} 1 gtid=0';\n";
+    let of = |stages: Value| staged(roles.clone(), stages);
+    let data = json!({"volumes": {"roles": ["data"]}, "then": then});
+    let wal = json!({"volumes": {"roles": ["wal"]}});
+    assert_eq!(of(json!([data, wal])), Vec::<&str>::new());
+    assert_eq!(of(json!([])), Vec::<&str>::new(), "roles alone tell whether data lies outside");
+    assert_eq!(of(json!([{"volumes": {"roles": ["data", "wal"]}}])), ["OneStage"]);
+    assert_eq!(of(json!([data, {"volumes": {"roles": ["redo"]}}])), ["UnknownRole", "RoleWithoutStage"]);
+    assert_eq!(of(json!([data, {"volumes": {"roles": ["data", "wal"]}}])), ["DuplicateName"]);
+    assert_eq!(of(json!([{"volumes": {"roles": ["data"]}}, wal])), ["WordMissing"]);
+    assert_eq!(of(json!([data, {"volumes": {"roles": ["wal"]}, "then": then}])), ["ThenAfterLastStage"]);
+    let unended = json!({"volumes": {"roles": ["data"]}, "then": "SELECT 'FROZEN {{n}} 1 gtid=0'"});
+    assert_eq!(of(json!([unended, wal])), ["UnterminatedText"]);
+    let keyless = json!({"volumes": {"roles": ["data"]}, "then": "SELECT 'FROZEN {{n}} 1';\n"});
+    assert_eq!(of(json!([keyless, wal])), ["KeyNotPrinted"]);
+    assert_eq!(staged(json!({"data": {"command": [""]}}), json!([])), ["NoCommand"]);
+}
+
+#[test]
+fn a_role_rule_has_a_command_and_distinct_roles() {
+    let role = |value: Value| rules("/target", json!({"role": value}));
+    assert_eq!(role(json!({"command": ["x"], "accept": ["primary", "standby"]})), Vec::<&str>::new());
+    assert_eq!(role(json!({"command": [], "accept": ["primary"]})), ["NoCommand"]);
+    assert_eq!(role(json!({"command": ["x"], "accept": []})), ["NoRole"]);
+    assert_eq!(role(json!({"command": ["x"], "accept": ["a", "a"]})), ["DuplicateName"]);
 }
