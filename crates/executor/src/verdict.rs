@@ -157,8 +157,24 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
         consistency = Consistency::None;
     }
     // One lock over all cuts of all applications: their common point in time is one instant.
-    let cross_consistent = all_held && consistency == Consistency::Application;
+    let cross_consistent = all_held && held_together(evidence) && consistency == Consistency::Application;
     Judgement { consistency, continuity, cross_consistent, verdict }
+}
+
+/// Whether every hold had answered FROZEN before anything of any application was cut, and none was thawed before all was.
+fn held_together(evidence: &Evidence<'_>) -> bool {
+    let frozen = evidence.holds.iter().map(|hold| hold.frozen.as_ref().map(|frozen| frozen.at));
+    let posts = evidence.members.iter().map(|member| member.post_sent);
+    let signals = evidence.members.iter().map(|member| member.signal);
+    let thaws = evidence.holds.iter().map(|hold| hold.thaw_sent);
+    // A time that is not known proves nothing.
+    let all = |times: &mut dyn Iterator<Item = Option<Offset>>| times.collect::<Option<Vec<Offset>>>();
+    let (Some(frozen), Some(posts), Some(signals), Some(thaws)) =
+        (all(&mut { frozen }), all(&mut { posts }), all(&mut { signals }), all(&mut { thaws }))
+    else {
+        return false;
+    };
+    frozen.iter().max() <= posts.iter().min() && signals.iter().max() <= thaws.iter().min()
 }
 
 struct Judged {

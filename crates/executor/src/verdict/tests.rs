@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use stillpoint_api::evidence::{
     Consistency, ContainerState, CutKind, CutSignal, GroupKind, HoldAnswer, HoldEvidence, HoldKind,
-    MemberEvidence, Offset, Resolved, ResolvedApplication, SettledMember, StorageFact, Window,
+    MemberEvidence, MemberMount, Offset, Resolved, ResolvedApplication, SettledMember, StorageFact, Window,
 };
 use stillpoint_api::policy::Continuity;
 use stillpoint_api::template::{LocalRule, LocalValue, Setting, SettingCondition};
@@ -459,4 +459,67 @@ fn nothing_recorded_proves_nothing() {
     let mut case = locked();
     case.holds.clear();
     assert_ne!(case.consistency(), Consistency::Application);
+}
+
+/// The same server twice, each on a volume of its own.
+fn two_applications() -> Case {
+    let mut case = locked();
+    let mut other = case.resolved.applications[0].clone();
+    other.name = "web".into();
+    case.resolved.applications.push(other);
+    case.holds.push(HoldEvidence { application: "web".into(), ..case.holds[0].clone() });
+    case.members.push(MemberEvidence { application: "web".into(), ..member("web", 78_000) });
+    case
+}
+
+#[test]
+fn applications_are_consistent_together_only_if_all_were_held_over_all_cuts() {
+    let case = two_applications();
+    assert!(judge(&case.evidence()).cross_consistent);
+    // Each held over its own cut, one after the other.
+    let mut case = two_applications();
+    case.holds[1].frozen.as_mut().unwrap().at = Offset(7_000);
+    case.members[1].post_sent = Some(Offset(8_000));
+    let judged = judge(&case.evidence());
+    assert_eq!((judged.consistency, judged.cross_consistent), (Consistency::Application, false));
+    // The first one was let go before the other was cut.
+    let mut case = two_applications();
+    case.members[0].signal = Some(Offset(20_000));
+    case.holds[0].thaw_sent = Some(Offset(30_000));
+    let judged = judge(&case.evidence());
+    assert_eq!((judged.consistency, judged.cross_consistent), (Consistency::Application, false));
+}
+
+#[test]
+fn rule_4_another_choice_of_the_role_rule_is_no_proof() {
+    let mut case = locked();
+    let application = &mut case.resolved.applications[0];
+    application.chosen_at_ready = vec!["mariadb-0/u1=primary".into()];
+    application.chosen_at_thawed = application.chosen_at_ready.clone();
+    assert_eq!(case.consistency(), Consistency::Application);
+    case.resolved.applications[0].chosen_at_thawed = vec!["mariadb-1/u2=primary".into()];
+    only_rule_refuses(4, &case);
+}
+
+#[test]
+fn rule_4_a_mount_that_is_no_member_hides_the_member_it_lies_on() {
+    let mut case = locked();
+    case.holds[0].foreign_mounts = vec!["/data/other".into()];
+    assert_eq!(case.consistency(), Consistency::Application);
+    case.holds[0].foreign_mounts = vec!["/data/mysql".into()];
+    only_rule_refuses(4, &case);
+}
+
+#[test]
+fn rule_8_counts_the_volumes_of_each_pod() {
+    let mut case = locked();
+    case.members.push(member("redo", 78_000));
+    only_rule_refuses(8, &case);
+    // The same volume under another pod is another server's.
+    case.members[1].pod_uid = "u2".into();
+    assert_eq!(case.consistency(), Consistency::Application);
+    // A shared one is a second volume of both.
+    case.members[1].also_mounted =
+        vec![MemberMount { pod_uid: "u1".into(), pod_name: "mariadb-0".into(), mount_paths: Vec::new() }];
+    only_rule_refuses(8, &case);
 }
