@@ -75,7 +75,7 @@ pub struct BackupSpec {
     #[schemars(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.trigger never changes"))]
     pub trigger: Trigger,
-    /// Set to true to cancel a run; it is unwound. Cannot be taken back. Not supported yet.
+    /// Set to true to cancel a run: it is thawed, its snapshots are removed, and it fails. Cannot be taken back.
     #[serde(default)]
     #[schemars(default)]
     #[x_kube(validation = Rule::new("self || !oldSelf").message("a cancellation cannot be taken back"))]
@@ -294,6 +294,9 @@ pub enum JournalKind {
 pub const SUCCEEDED: &str = "Succeeded";
 /// Condition: the run ended, well or not.
 pub const FINISHED: &str = "Finished";
+
+/// Condition: an application of the run may still be frozen, and is not getting better by itself.
+pub const LEFT_QUIESCED: &str = "ApplicationLeftQuiesced";
 
 impl Backup {
     /// Whether the run ended, well or not.

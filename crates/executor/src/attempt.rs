@@ -22,6 +22,7 @@ use crate::exec::{ExecSender, Outcome, run_once};
 use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
 use crate::observer::{HookPhase, RunLabels};
+use crate::ownership::ClaimNews;
 use crate::pod_watch::PodWatch;
 use crate::resolve::{Resolution, RunHold, pods};
 use crate::run::{
@@ -95,6 +96,8 @@ pub async fn carry_out(
     };
     attempt.subscribe(&news);
     let mut pods = PodWatch::open(&context.client, &attempt.resolution, &attempt.events);
+    // From before the first event: a renewal that the plan does not know yet moves its fence.
+    let mut claim = context.ownership.follow(Arc::clone(&context.clock));
     pods.listed().await;
     let mut stopped = false;
     let mut next = Some(Event::Start);
@@ -113,6 +116,10 @@ pub async fn carry_out(
                     Some((token, what)) = contents.recv() => match content_event(token, what) {
                         Some(event) => event,
                         None => continue,
+                    },
+                    news = claim.news() => match news {
+                        ClaimNews::Renewed { fence } => Event::ClaimRenewed { fence },
+                        ClaimNews::Lost { why } => Event::ClaimLost { why },
                     },
                     changed = stop.changed(), if !stopped => {
                         stopped = true;
@@ -466,7 +473,7 @@ async fn write_entry(
         entry: kind,
         attempt: resolution.attempt,
         nonce: nonce.clone(),
-        executor: context.replica.clone(),
+        executor: context.ownership.identity().to_owned(),
         at: k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at),
         max_hold_millis: None,
         reason: None,

@@ -9,7 +9,7 @@ use stillpoint_api::backup::{Backup, BackupStatus, JournalEntry, JournalKind, Ph
 use stillpoint_api::conditions;
 use stillpoint_api::evidence::Consistency;
 use stillpoint_api::policy::{BackupPolicy, RunBounds};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{info, warn};
 
 use crate::attempt;
@@ -19,6 +19,9 @@ use crate::happenings::Happenings;
 use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
 use crate::observer::{RunLabels, RunResult};
+use crate::ownership::quiesce::{self, Quiesce};
+use crate::ownership::workload::{self, Locks, WORKLOAD_BUSY};
+use crate::ownership::{Claim, templates_kept};
 use crate::recovery::{Row, row};
 use crate::resolve::{MAX_HOLDS, Refusal, Resolution, SNAPSHOT_IN_FLIGHT, ask, decide, observe, preflight};
 use crate::run::{Abort, End, Reason};
@@ -32,6 +35,10 @@ const CLEANUP_PATIENCE: Duration = Duration::from_secs(60);
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two looks at it.
 const IN_FLIGHT_LOOK: Duration = Duration::from_millis(500);
+/// Longest pause between two looks at a workload that another run holds.
+const BUSY_LOOK: Duration = Duration::from_secs(2);
+/// How long a stopping controller tries to give a claim up.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 /// How long a write outside the window is tried.
 const WRITE_WITHIN: Duration = Duration::from_secs(600);
 
@@ -75,22 +82,24 @@ pub struct BackupRun {
     journal: Arc<Mutex<Journal>>,
     labels: RunLabels,
     stop: watch::Receiver<Option<Abort>>,
+    permits: Arc<Semaphore>,
 }
 
 impl BackupRun {
-    /// Work on a Backup as it was read.
+    /// Work on a Backup as it was read. Attempts take a permit each; recovery takes none: it waits for nobody.
     pub fn new(
         context: Context,
         happenings: Happenings,
         backup: Backup,
         stop: watch::Receiver<Option<Abort>>,
+        permits: Arc<Semaphore>,
     ) -> Self {
         let labels = RunLabels {
             namespace: backup.namespace().unwrap_or_default(),
             policy: backup.policy_name().unwrap_or_default().to_owned(),
         };
         let journal = Arc::new(Mutex::new(Journal::new(&context, backup)));
-        Self { context, happenings, journal, labels, stop }
+        Self { context, happenings, journal, labels, stop, permits }
     }
 
     /// Goes on from wherever the Backup stands, to its end.
@@ -98,17 +107,25 @@ impl BackupRun {
     /// # Errors
     /// The run was lost to another process, or its status cannot be written.
     pub async fn go(mut self) -> Result<Left, JournalError> {
+        let left = self.work().await?;
+        if left == Left::Unfinished && self.shutting_down() {
+            self.hand_over().await;
+        }
+        Ok(left)
+    }
+
+    async fn work(&mut self) -> Result<Left, JournalError> {
+        self.take_over().await?;
         let status = self.journal.lock().await.status();
-        let mut last: Option<Failure> = None;
-        match row(&status) {
-            Row::Begin => {}
+        let last = match row(&status, &self.context.ownership.timing()) {
+            Row::Begin => None,
             Row::WaitForSessions { wait } => {
                 info!(namespace = self.labels.namespace, ?wait, "found a run that was being prepared");
-                if self.pause(wait).await {
+                if self.rest(wait).await {
                     return Ok(Left::Unfinished);
                 }
-                last =
-                    Some(interrupted("the controller ended while it prepared the run; nothing was frozen"));
+                self.release().await?;
+                Some(interrupted("the controller ended while it prepared the run; nothing was frozen"))
             }
             Row::WaitForHolds { wait, nonce } => {
                 info!(
@@ -116,7 +133,7 @@ impl BackupRun {
                     ?wait,
                     "found a run that was frozen; its holds end by themselves"
                 );
-                if self.pause(wait).await {
+                if self.rest(wait).await {
                     return Ok(Left::Unfinished);
                 }
                 let failure = interrupted(
@@ -124,24 +141,32 @@ impl BackupRun {
                      and the snapshots of that attempt are removed",
                 );
                 self.abort_entry(&status, &nonce, &failure).await?;
-                self.clean(&nonce).await;
-                last = Some(failure);
+                if self.unwind(&nonce, true).await? {
+                    return Ok(Left::Unfinished);
+                }
+                Some(failure)
             }
             Row::CleanUp { nonce, reason, message } => {
-                self.clean(&nonce).await;
+                if self.unwind(&nonce, false).await? {
+                    return Ok(Left::Unfinished);
+                }
                 // Whatever it was, the process that saw it is gone; another attempt looks for itself.
-                last = Some(Failure { reason, message, may_pass: true });
+                Some(Failure { reason, message, may_pass: true })
             }
-            Row::Settle { nonce } => return self.settle(&nonce).await,
-        }
+            Row::Settle { nonce } => {
+                // Every hold of a run that was journalled as Thawed answered its thaw.
+                self.release().await?;
+                return self.settle(&nonce).await;
+            }
+        };
         self.attempts(last).await
     }
 
     async fn attempts(&mut self, mut last: Option<Failure>) -> Result<Left, JournalError> {
         let mut bounds = self.bounds().await;
         loop {
-            if self.stop.borrow().is_some() {
-                return Ok(Left::Unfinished);
+            if let Some(why) = self.ending().await {
+                return self.end(why).await;
             }
             let (backup, status) = {
                 let journal = self.journal.lock().await;
@@ -153,19 +178,23 @@ impl BackupRun {
                 return self.fail(failure.clone()).await;
             }
             if last.is_some() && self.pause(BETWEEN_ATTEMPTS).await {
-                return Ok(Left::Unfinished);
+                continue;
             }
+            let Some(permit) = self.permit().await else { continue };
             let attempt = self.claim().await?;
             let started = self.resolve_patiently(attempt).await;
             let (resolution, nonce) = match started {
                 Ok(ready) => ready,
                 Err(refusal) => {
+                    drop(permit);
                     self.warn(refusal.reason, &refusal.message).await;
+                    self.release().await?;
                     last = Some(refusal.into());
                     continue;
                 }
             };
             bounds = resolution.bounds;
+            let window = self.context.ownership.open_window();
             let carried = attempt::carry_out(
                 &self.context,
                 Arc::clone(&self.journal),
@@ -174,8 +203,13 @@ impl BackupRun {
                 self.labels.clone(),
                 self.stop.clone(),
             );
-            match carried.await.end {
-                End::Thawed => return self.settle(nonce.as_str()).await,
+            let end = carried.await.end;
+            drop((window, permit));
+            match end {
+                End::Thawed => {
+                    self.release().await?;
+                    return self.settle(nonce.as_str()).await;
+                }
                 End::Disowned(why) => return Err(JournalError::Disowned(why)),
                 End::Aborted(why) => {
                     warn!(
@@ -186,16 +220,141 @@ impl BackupRun {
                         message = why.message,
                         "the attempt was given up"
                     );
-                    if why.reason == Reason::Shutdown {
-                        // The next start cleans up and tries the slot again.
+                    if why.reason != Reason::Shutdown {
+                        self.warn(why.reason.as_str(), &why.message).await;
+                    }
+                    if self.unwind(nonce.as_str(), false).await? {
+                        // The next owner cleans up and tries the slot again.
                         return Ok(Left::Unfinished);
                     }
-                    self.warn(why.reason.as_str(), &why.message).await;
-                    self.clean(nonce.as_str()).await;
                     last = Some(why.into());
                 }
             }
         }
+    }
+
+    /// Waits for a permit and for a Lease that lets a freeze begin; none when the run is to end meanwhile.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let mut stop = self.stop.clone();
+        let ready = async {
+            let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+            self.context.ownership.held(&self.context.clock).await;
+            Some(permit)
+        };
+        tokio::select! {
+            permit = ready => permit,
+            _ = stop.wait_for(Option::is_some) => None,
+        }
+    }
+
+    /// Makes a run that somebody else began this replica's: the claim first, then its workload locks.
+    async fn take_over(&self) -> Result<(), JournalError> {
+        let ownership = &self.context.ownership;
+        let (uid, status) = {
+            let journal = self.journal.lock().await;
+            (journal.backup().uid().unwrap_or_default(), journal.status())
+        };
+        match ownership.claim(status.executor.as_deref(), self.context.clock.mono()) {
+            Claim::Ours => Ok(()),
+            // A run that nobody began is claimed with its first attempt.
+            Claim::Take if status.attempt == 0 => Ok(()),
+            Claim::Theirs { executor } => Err(JournalError::Disowned(format!("executor {executor} has it"))),
+            claim @ (Claim::Take | Claim::TakeOver { .. }) => {
+                let us = ownership.identity().to_owned();
+                self.journal
+                    .lock()
+                    .await
+                    .write(WRITE_WITHIN, |status| status.executor = Some(us.clone()))
+                    .await?;
+                if let Claim::TakeOver { from } = &claim {
+                    let note = format!("replica {from} fell silent; {us} goes on with the run");
+                    self.warn("TakenOver", &note).await;
+                }
+                let locks = Locks::new(&self.context);
+                while let Err(error) = locks.take_over(&uid).await {
+                    warn!(namespace = self.labels.namespace, %error, "the workload locks were not taken over; trying again");
+                    if self.rest(BETWEEN_ATTEMPTS).await {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the claim up, so that another replica need not wait for our Lease to pass. Best effort.
+    async fn hand_over(&self) {
+        let mut journal = self.journal.lock().await;
+        if journal.status().attempt == 0 {
+            return;
+        }
+        if let Err(error) = journal.write(HAND_OVER_WITHIN, |status| status.executor = None).await {
+            info!(namespace = self.labels.namespace, %error, "the claim was not handed over; it passes with our Lease");
+        }
+    }
+
+    /// A write that changes nothing: it fails when the run is somebody else's by now.
+    async fn confirm(&self) -> Result<(), JournalError> {
+        self.journal.lock().await.write(WRITE_WITHIN, |_| {}).await
+    }
+
+    /// Releases the workload: nothing is frozen there any more. Only locks that name this replica are touched; what cannot
+    /// be released now is swept.
+    async fn release(&self) -> Result<(), JournalError> {
+        let uid = self.journal.lock().await.backup().uid().unwrap_or_default();
+        if let Err(error) = Locks::new(&self.context).release(&uid).await {
+            warn!(namespace = self.labels.namespace, %error, "a workload lock was not released; it is swept later");
+        }
+        Ok(())
+    }
+
+    /// After an attempt that was given up: makes sure that it is thawed, then releases the workload; its snapshots go at
+    /// the same time. True when the controller stops meanwhile.
+    async fn unwind(&self, nonce: &str, waited: bool) -> Result<bool, JournalError> {
+        if self.shutting_down() {
+            let status = self.journal.lock().await.status();
+            if quiesce::not_proven(&status).is_empty() {
+                self.release().await?;
+            }
+            return Ok(true);
+        }
+        let quiesce = Quiesce {
+            context: &self.context,
+            happenings: &self.happenings,
+            journal: &self.journal,
+            labels: &self.labels,
+            waited,
+        };
+        let mut stop = self.stop.clone();
+        let thaw = async {
+            quiesce.until_proven().await?;
+            self.release().await
+        };
+        let both = async { tokio::join!(thaw, self.clean(nonce)).0 };
+        tokio::select! {
+            thawed = both => thawed.map(|()| self.shutting_down()),
+            _ = stop.wait_for(|why| why.as_ref().is_some_and(|why| why.reason == Reason::Shutdown)) => Ok(true),
+        }
+    }
+
+    /// Why the run is to end: it was told to, or its Backup says so.
+    async fn ending(&self) -> Option<Abort> {
+        if let Some(why) = self.stop.borrow().clone() {
+            return Some(why);
+        }
+        cancelled(self.journal.lock().await.backup())
+    }
+
+    /// Ends a run that is to go no further; nothing of it is frozen.
+    async fn end(&self, why: Abort) -> Result<Left, JournalError> {
+        match why.reason {
+            Reason::Shutdown => Ok(Left::Unfinished),
+            _ => self.fail(why.into()).await,
+        }
+    }
+
+    fn shutting_down(&self) -> bool {
+        self.stop.borrow().as_ref().is_some_and(|why| why.reason == Reason::Shutdown)
     }
 
     /// Bounds of the slot as they are now; the defaults where the policy is gone, for which a run fails anyway.
@@ -225,7 +384,7 @@ impl BackupRun {
     /// Takes the run and counts the attempt.
     async fn claim(&self) -> Result<u32, JournalError> {
         let now = MicroTime(self.context.clock.wall());
-        let replica = self.context.replica.clone();
+        let replica = self.context.ownership.identity().to_owned();
         let mut journal = self.journal.lock().await;
         let attempt = journal.status().attempt + 1;
         journal
@@ -240,17 +399,24 @@ impl BackupRun {
         Ok(attempt)
     }
 
-    /// A snapshot that is being made or deleted is gone in a second or two, most often one that retention removes: waiting
-    /// costs less than an attempt.
+    /// A snapshot that is being made or deleted is gone in a second or two, most often one that retention removes, and
+    /// another run of the workload ends soon: waiting costs less than an attempt. Everything is read again after it.
     async fn resolve_patiently(&self, attempt: u32) -> Result<(Resolution, Nonce), Refusal> {
         let mut waited = Duration::ZERO;
         loop {
             let outcome = self.resolve(attempt).await;
-            let in_flight = outcome.as_ref().is_err_and(|refusal| refusal.reason == SNAPSHOT_IN_FLIGHT);
-            if !in_flight || waited >= IN_FLIGHT_PATIENCE || self.pause(IN_FLIGHT_LOOK).await {
+            let (patience, look) = match outcome.as_ref().map_err(|refusal| refusal.reason) {
+                Err(SNAPSHOT_IN_FLIGHT) => (IN_FLIGHT_PATIENCE, IN_FLIGHT_LOOK),
+                Err(WORKLOAD_BUSY) => {
+                    let busy = self.context.ownership.timing().busy;
+                    (busy, (busy / 60).clamp(IN_FLIGHT_LOOK / 5, BUSY_LOOK))
+                }
+                Ok(_) | Err(_) => return outcome,
+            };
+            if waited >= patience || self.pause(look).await {
                 return outcome;
             }
-            waited += IN_FLIGHT_LOOK;
+            waited += look;
         }
     }
 
@@ -278,8 +444,20 @@ impl BackupRun {
             storage: &self.context.storage,
             impersonate: self.context.impersonate,
         };
-        let resolution = decide::decide(&given, &observed)?;
+        let mut resolution = decide::decide(&given, &observed)?;
+        let workloads = workload::of(&resolution, &observed);
+        Locks::new(&self.context).take(&backup, &workloads, self.context.clock.wall()).await?;
+        let uid = backup.uid().unwrap_or_default();
+        for recipe in &resolution.recipes {
+            templates_kept::keep(&self.context, &self.labels.namespace, recipe, &uid).await?;
+        }
         preflight::check(&self.context, &resolution, nonce.as_str()).await?;
+        resolution.plan.fence = self.context.ownership.fence().ok_or_else(|| {
+            Refusal::may_pass(
+                "ClaimNotConfirmed",
+                "this replica's Lease was never confirmed; no freeze begins without it",
+            )
+        })?;
         Ok((resolution, nonce))
     }
 
@@ -293,16 +471,15 @@ impl BackupRun {
             entry: JournalKind::Aborted,
             attempt: status.attempt,
             nonce: nonce.to_owned(),
-            executor: self.context.replica.clone(),
+            executor: self.context.ownership.identity().to_owned(),
             at: MicroTime(self.context.clock.wall()),
             max_hold_millis: None,
             reason: Some(failure.reason.clone()),
             message: Some(failure.message.clone()),
-            // Sessions end with their connection and, at the latest, with the server's own lease (§2.2); both times
-            // have passed.
-            not_proven_thawed: Vec::new(),
+            // What that process did is not known: every hold that locks counts as frozen until it is made sure of.
+            not_proven_thawed: quiesce::suspects(status),
         };
-        let replica = self.context.replica.clone();
+        let replica = self.context.ownership.identity().to_owned();
         self.journal
             .lock()
             .await
@@ -327,7 +504,6 @@ impl BackupRun {
                 warn!(namespace = self.labels.namespace, %error, "cleaning up failed; it is tried again later")
             }
         }
-        cleanup::look_again_later(self.context.clone(), self.labels.namespace.clone(), scope);
     }
 
     async fn settle(&self, nonce: &str) -> Result<Left, JournalError> {
@@ -339,7 +515,13 @@ impl BackupRun {
         // The window is over: a controller that stops leaves the waiting to the next one.
         let settled = tokio::select! {
             settled = settle::settle(&self.context, &self.labels.namespace, &status) => settled,
-            _ = stop.wait_for(Option::is_some) => return Ok(Left::Unfinished),
+            why = ended(&mut stop, &backup) => {
+                if why.reason != Reason::Shutdown {
+                    self.confirm().await?;
+                    self.clean(nonce).await;
+                }
+                return self.end(why).await;
+            }
         };
         let judgement = settled.judgement.clone();
         let missing = missing(&judgement.verdict.missing);
@@ -360,6 +542,8 @@ impl BackupRun {
                 }
             }
         } else {
+            // An owner that was only stopped must not remove what another one keeps.
+            self.confirm().await?;
             self.clean(nonce).await;
         }
         let (phase, reason, message, result) = if settled.keep {
@@ -391,8 +575,9 @@ impl BackupRun {
                 status.verdict = Some(judgement.verdict.clone());
                 status.cut = settled.cut.map(MicroTime);
                 status.finished_at = Some(finished.clone());
-                status.conditions =
-                    conditions::finished(phase == Phase::Succeeded, reason, &message, generation, at);
+                for one in conditions::finished(phase == Phase::Succeeded, reason, &message, generation, at) {
+                    conditions::set(&mut status.conditions, one);
+                }
             })
             .await?;
         self.tell_end(&backup, phase, Some(judgement.consistency), reason, &message, result).await;
@@ -404,15 +589,17 @@ impl BackupRun {
         let backup = {
             let mut journal = self.journal.lock().await;
             let generation = journal.backup().metadata.generation;
-            let replica = self.context.replica.clone();
+            let replica = self.context.ownership.identity().to_owned();
             journal
                 .write(WRITE_WITHIN, |status| {
                     status.phase = Phase::Failed;
                     status.executor = Some(replica.clone());
                     status.finished_at = Some(MicroTime(at));
                     status.consistency = Some(Consistency::None);
-                    status.conditions =
-                        conditions::finished(false, &failure.reason, &failure.message, generation, at);
+                    let ends = conditions::finished(false, &failure.reason, &failure.message, generation, at);
+                    for one in ends {
+                        conditions::set(&mut status.conditions, one);
+                    }
                 })
                 .await?;
             journal.backup().clone()
@@ -453,7 +640,7 @@ impl BackupRun {
         self.happenings.warning(&backup, reason, message).await;
     }
 
-    /// Waits; true when the controller stops meanwhile.
+    /// Waits; true when the run is to end meanwhile.
     async fn pause(&self, time: Duration) -> bool {
         let mut stop = self.stop.clone();
         tokio::select! {
@@ -461,6 +648,32 @@ impl BackupRun {
             _ = stop.wait_for(Option::is_some) => true,
         }
     }
+
+    /// Waits for what must have its time, also when the run is cancelled; true when the controller stops meanwhile.
+    async fn rest(&self, time: Duration) -> bool {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            () = tokio::time::sleep(time) => false,
+            _ = stop.wait_for(|why| why.as_ref().is_some_and(|why| why.reason == Reason::Shutdown)) => true,
+        }
+    }
+}
+
+/// Whether a Backup says that its run is to end.
+pub fn cancelled(backup: &Backup) -> Option<Abort> {
+    if backup.metadata.deletion_timestamp.is_some() {
+        return Some(Abort::new(Reason::Cancelled, "the Backup was deleted while it ran"));
+    }
+    backup.spec.cancel.then(|| Abort::new(Reason::Cancelled, "spec.cancel was set"))
+}
+
+/// Waits until a run is to end.
+async fn ended(stop: &mut watch::Receiver<Option<Abort>>, backup: &Backup) -> Abort {
+    if let Some(why) = cancelled(backup) {
+        return why;
+    }
+    let why = stop.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    why.unwrap_or_else(|| Abort::new(Reason::Shutdown, "the controller stops"))
 }
 
 fn interrupted(message: &str) -> Failure {

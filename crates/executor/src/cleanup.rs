@@ -1,7 +1,7 @@
 //! Removes snapshots of ours, data included, and waits until they are gone.
 //!
 //! A snapshot is ours by its labels: the UID of its Backup and the nonce of its attempt. A POST without an answer is
-//! found the same way (docs/design/freeze.md §1, §5).
+//! found the same way (docs/design/freeze.md §1, §5). What a driver cuts after that is found by the sweeper.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,13 +16,12 @@ use crate::context::{Context, RequestError, bounded};
 
 /// First pause between looks; doubles up to [`LOOK_AT_MOST`].
 const LOOK_FIRST: Duration = Duration::from_millis(100);
-const LOOK_AT_MOST: Duration = Duration::from_secs(5);
+/// Longest pause between looks.
+pub const LOOK_AT_MOST: Duration = Duration::from_secs(5);
 /// A deletion takes a second or two; one that takes longer may have been forgotten.
 const NUDGE_AFTER: Duration = Duration::from_secs(3);
 /// Annotation that changes only so that a content changes.
 const NUDGE_ANNOTATION: &str = "stillpoint.dev/deletion-asked-again";
-/// A non-final CSI error can still cut after everything was deleted: one more look (docs/design/freeze.md §5).
-pub const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// Which snapshots are meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,12 +228,23 @@ pub async fn set_deletion_policy(
     }
 }
 
-/// Looks once more, later, for what a driver may have cut after everything was deleted.
-pub fn look_again_later(context: Context, namespace: String, scope: Scope) {
-    tokio::spawn(async move {
-        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
-        if let Err(error) = remove(&context, &namespace, &scope, LOOK_AT_MOST).await {
-            warn!(namespace, %error, "the second look for left-over snapshots failed");
-        }
-    });
+/// Removes one snapshot of ours with its data, without waiting for the end. One of that name from another attempt is left
+/// alone.
+///
+/// # Errors
+/// A request failed.
+pub async fn remove_one(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    attempt: &str,
+) -> Result<(), RequestError> {
+    let snapshots: Api<VolumeSnapshot> = Api::namespaced(context.client.clone(), namespace);
+    let contents: Api<VolumeSnapshotContent> = Api::all(context.client.clone());
+    let found = bounded(format!("read snapshot {name}"), snapshots.get_opt(name)).await?;
+    let ours = found.filter(|one| one.labels().get(ATTEMPT_LABEL).map(String::as_str) == Some(attempt));
+    match ours {
+        Some(snapshot) => remove_snapshot(context, &snapshots, &contents, &snapshot).await,
+        None => Ok(()),
+    }
 }

@@ -10,6 +10,7 @@ use crate::contents::ContentWatch;
 use crate::exec::Exec;
 use crate::hold::Entropy;
 use crate::observer::RunObserver;
+use crate::ownership::Ownership;
 use crate::storage::StorageTable;
 
 /// The account of a namespace that hooks run as; its existence and binding are the namespace's opt-in
@@ -37,15 +38,15 @@ pub struct Context {
     pub observer: Arc<dyn RunObserver>,
     /// The one watch on snapshot contents.
     pub contents: ContentWatch,
-    /// Name of this replica in claims and journals.
-    pub replica: String,
+    /// Who this replica is in claims and journals, its Lease, and what it knows about the others.
+    pub ownership: Ownership,
     /// Whether hooks run as the namespace's account; off only where the cluster cannot impersonate.
     pub impersonate: bool,
 }
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").field("replica", &self.replica).finish_non_exhaustive()
+        f.debug_struct("Context").field("ownership", &self.ownership).finish_non_exhaustive()
     }
 }
 

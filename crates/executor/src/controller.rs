@@ -1,8 +1,9 @@
 //! Watches Backups and gives each the work it needs: a run, or the removal of its snapshots.
 //!
-//! One task per Backup at most. What the watch shows is remembered as a key only; a task reads its Backup itself.
+//! One task per Backup at most, and only for Backups that are unclaimed, ours, or of a replica that fell silent. What the
+//! watch shows is remembered as a key and its claim only; a task reads its Backup itself.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,12 +15,15 @@ use kube::{Api, ResourceExt};
 use stillpoint_api::backup::{ABANDON_ANNOTATION, Backup, SNAPSHOTS_FINALIZER};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
-use crate::backup_run::{BackupRun, Left};
+use crate::backup_run::{BackupRun, Left, cancelled};
 use crate::cleanup::{self, Scope};
 use crate::context::{Context, RequestError, bounded};
 use crate::happenings::Happenings;
+use crate::journal::JournalError;
+use crate::ownership::sweeper::Sweeper;
 use crate::run::{Abort, Reason};
 
 /// Runs at once in this process.
@@ -45,9 +49,9 @@ pub enum ControllerError {
 struct Shared {
     context: Context,
     happenings: Happenings,
-    permits: Semaphore,
-    /// Backups that the watch shows as needing work.
-    needy: Mutex<HashSet<Key>>,
+    permits: Arc<Semaphore>,
+    /// Backups that the watch shows as needing work, and who has the claim.
+    needy: Mutex<HashMap<Key, Option<String>>>,
     /// Runs in progress, and the way to stop them.
     running: Mutex<HashMap<Key, watch::Sender<Option<Abort>>>>,
 }
@@ -67,8 +71,8 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ControllerError> {
     let shared = Arc::new(Shared {
-        happenings: Happenings::new(context.client.clone(), &context.replica),
-        permits: Semaphore::new(MAX_RUNS),
+        happenings: Happenings::new(context.client.clone(), context.ownership.identity()),
+        permits: Arc::new(Semaphore::new(MAX_RUNS)),
         needy: Mutex::default(),
         running: Mutex::default(),
         context,
@@ -77,9 +81,24 @@ pub async fn run(
     let mut events = watcher(api, watcher::Config::default()).boxed();
     let mut tasks: JoinSet<Key> = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
+    let ownership = shared.context.ownership.clone();
+    // Dropping it ends what is in it.
+    let mut background: JoinSet<()> = JoinSet::new();
+    let (client, clock) = (shared.context.client.clone(), Arc::clone(&shared.context.clock));
+    let keeper = ownership.clone();
+    background.spawn(async move { keeper.keep(client, clock).await });
+    // Nothing is claimed by a replica that the others cannot see.
+    tokio::select! {
+        () = ownership.held(&shared.context.clock) => {}
+        () = &mut shutdown => return Ok(()),
+    }
+    background.spawn(Sweeper::new(shared.context.clone()).run());
+    let mut look = tokio::time::interval(ownership.timing().renew);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let outcome = loop {
         tokio::select! {
             () = &mut shutdown => break Ok(()),
+            _ = look.tick() => shared.look_again(&mut tasks),
             event = events.next() => match event {
                 None => break Err(ControllerError::WatchEnded),
                 Some(Err(error)) => {
@@ -102,12 +121,22 @@ pub async fn run(
             },
         }
     };
+    // Our Lease is renewed until the last run has ended: a thaw that others took for lost would be recovered twice.
     shared.stop(&mut tasks).await;
+    background.shutdown().await;
+    if tasks.is_empty() {
+        ownership.release(&shared.context.client).await;
+    }
     outcome
 }
 
 fn key(backup: &Backup) -> Key {
     (backup.namespace().unwrap_or_default(), backup.name_any())
+}
+
+/// Who has the claim.
+fn executor(backup: &Backup) -> Option<String> {
+    backup.status.as_ref().and_then(|status| status.executor.clone())
 }
 
 fn needs_work(backup: &Backup) -> bool {
@@ -126,20 +155,43 @@ impl Shared {
             lock(&self.needy).remove(&key);
             return;
         }
+        let executor = executor(backup);
         let running = lock(&self.running);
         if let Some(stop) = running.get(&key) {
-            if backup.metadata.deletion_timestamp.is_some() && stop.borrow().is_none() {
-                let why = Abort::new(Reason::Cancelled, "the Backup was deleted while it ran");
+            if let Some(why) = cancelled(backup)
+                && stop.borrow().is_none()
+            {
                 stop.send_replace(Some(why));
             }
             drop(running);
             // After the stop: a task that ends meanwhile sees one or the other (`finished_work`).
-            lock(&self.needy).insert(key);
+            lock(&self.needy).insert(key, executor);
             return;
         }
         drop(running);
-        lock(&self.needy).insert(key.clone());
-        self.begin(key, Duration::ZERO, tasks);
+        let allowed = self.allowed(executor.as_deref());
+        lock(&self.needy).insert(key.clone(), executor);
+        if allowed {
+            self.begin(key, Duration::ZERO, tasks);
+        }
+    }
+
+    fn allowed(&self, executor: Option<&str>) -> bool {
+        self.context.ownership.claim(executor, self.context.clock.mono()).allowed()
+    }
+
+    /// Takes up what nobody works on: a replica that fell silent is no event of any Backup.
+    fn look_again(self: &Arc<Self>, tasks: &mut JoinSet<Key>) {
+        let waiting: Vec<Key> = {
+            let (needy, running) = (lock(&self.needy), lock(&self.running));
+            let free = needy.iter().filter(|(key, _)| !running.contains_key(*key));
+            free.filter(|(_, executor)| self.allowed(executor.as_deref()))
+                .map(|(key, _)| key.clone())
+                .collect()
+        };
+        for key in waiting {
+            self.begin(key, Duration::ZERO, tasks);
+        }
     }
 
     fn begin(self: &Arc<Self>, key: Key, after: Duration, tasks: &mut JoinSet<Key>) {
@@ -162,8 +214,8 @@ impl Shared {
 
     /// A task ended: what the watch showed meanwhile is taken up again.
     fn done(self: &Arc<Self>, key: Key, tasks: &mut JoinSet<Key>) {
-        let again = lock(&self.needy).contains(&key) && !lock(&self.running).contains_key(&key);
-        if again {
+        let allowed = lock(&self.needy).get(&key).is_some_and(|executor| self.allowed(executor.as_deref()));
+        if allowed && !lock(&self.running).contains_key(&key) {
             self.begin(key, AGAIN_AFTER, tasks);
         }
     }
@@ -186,23 +238,46 @@ impl Shared {
             lock(&self.needy).remove(&(namespace.clone(), name.clone()));
             return;
         }
-        if backup.metadata.deletion_timestamp.is_some() {
+        let of_backup = executor(&backup);
+        let allowed = self.allowed(of_backup.as_deref());
+        lock(&self.needy).insert((namespace.clone(), name.clone()), of_backup);
+        if !allowed {
+            return;
+        }
+        let deleting = backup.metadata.deletion_timestamp.is_some();
+        let begun = backup.status.as_ref().is_some_and(|status| status.attempt > 0);
+        if deleting && (backup.finished() || !begun) {
             self.delete(&api, &backup, stop).await;
             return;
         }
-        let Ok(_permit) = self.permits.acquire().await else { return };
-        let backup = match self.guard(&api, backup).await {
+        // A finalizer cannot be added to what is being deleted; a run that was begun has it.
+        let guarded = if deleting { Ok(backup) } else { self.guard(&api, backup).await };
+        let backup = match guarded {
             Ok(backup) => backup,
             Err(error) => {
                 warn!(namespace, backup = name, %error, "the finalizer was not set; trying again");
                 return;
             }
         };
-        let run = BackupRun::new(self.context.clone(), self.happenings.clone(), backup, stop.clone());
+        let (context, happenings) = (self.context.clone(), self.happenings.clone());
+        let run = BackupRun::new(context, happenings, backup, stop.clone(), Arc::clone(&self.permits));
         match run.go().await {
+            Ok(Left::Finished) if deleting => self.delete_finished(&api, name, stop).await,
             Ok(Left::Finished) => self.finished_work((namespace.clone(), name.clone()), &stop),
             Ok(Left::Unfinished) => {}
+            Err(error @ JournalError::Disowned(_)) => {
+                info!(namespace, backup = name, %error, "another replica has the run");
+            }
             Err(error) => warn!(namespace, backup = name, %error, "the run stopped here"),
+        }
+    }
+
+    /// A run that was deleted has been unwound: now its snapshots go, and it.
+    async fn delete_finished(&self, api: &Api<Backup>, name: &str, stop: watch::Receiver<Option<Abort>>) {
+        match bounded(format!("read Backup {name}"), api.get_opt(name)).await {
+            Ok(Some(backup)) => self.delete(api, &backup, stop).await,
+            Ok(None) => {}
+            Err(error) => debug!(backup = name, %error, "a Backup could not be read; trying again"),
         }
     }
 
@@ -210,7 +285,7 @@ impl Shared {
     fn finished_work(&self, key: Key, stop: &watch::Receiver<Option<Abort>>) {
         lock(&self.needy).remove(&key);
         if stop.borrow().is_some() {
-            lock(&self.needy).insert(key);
+            lock(&self.needy).insert(key, Some(self.context.ownership.identity().to_owned()));
         }
     }
 

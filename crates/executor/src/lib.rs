@@ -16,6 +16,7 @@ pub mod happenings;
 pub mod hold;
 pub mod journal;
 pub mod observer;
+pub mod ownership;
 mod pod_watch;
 pub mod recovery;
 pub mod resolve;

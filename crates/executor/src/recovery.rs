@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use stillpoint_api::backup::{BackupStatus, JournalEntry, JournalKind};
 
-/// Longest lease of a session that is READY: so long an earlier process's sessions may still be open.
-pub const READY_LEASE: Duration = Duration::from_secs(30);
-/// Past the promise: a hold ends by then whatever happened to whoever held it (§3).
-const PAST_PROMISE: Duration = Duration::from_secs(5);
+use crate::ownership::Timing;
 
 /// The row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,20 +39,23 @@ pub enum Row {
     },
 }
 
-/// Which row applies.
-pub fn row(status: &BackupStatus) -> Row {
+/// Which row applies, for whoever takes the run now.
+pub fn row(status: &BackupStatus, timing: &Timing) -> Row {
     if status.attempt == 0 {
         return Row::Begin;
     }
     let of_attempt = |entry: &&JournalEntry| entry.attempt == status.attempt;
     let Some(last) = status.journal.iter().rev().find(of_attempt) else {
-        return Row::WaitForSessions { wait: READY_LEASE };
+        return Row::WaitForSessions { wait: timing.ready_lease };
     };
     match last.entry {
         JournalKind::Freezing => {
             // Without the bound in the entry the longest that any policy may ask for.
             let most = Duration::from_millis(last.max_hold_millis.unwrap_or(300_000));
-            Row::WaitForHolds { wait: most + PAST_PROMISE + READY_LEASE, nonce: last.nonce.clone() }
+            Row::WaitForHolds {
+                wait: most + timing.past_promise + timing.ready_lease,
+                nonce: last.nonce.clone(),
+            }
         }
         JournalKind::Aborted => Row::CleanUp {
             nonce: last.nonce.clone(),
@@ -70,6 +70,12 @@ pub fn row(status: &BackupStatus) -> Row {
 mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    const READY_LEASE: Duration = Duration::from_secs(30);
+
+    fn row(status: &BackupStatus) -> Row {
+        super::row(status, &Timing::default())
+    }
 
     fn status(attempt: u32, entries: &[(JournalKind, u32)]) -> BackupStatus {
         let journal = entries

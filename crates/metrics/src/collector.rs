@@ -132,6 +132,11 @@ const FAMILIES: &[Family] = &[
         |policy, out| out.put(policy.points.active_since.map_or(0.0, seconds)),
     ),
     gauge(
+        "stillpoint_application_left_quiesced",
+        "Runs with an application that may still be frozen: nobody heard it thaw, and recovering it failed so far.",
+        |policy, out| out.put(f64::from(policy.points.left_quiesced)),
+    ),
+    gauge(
         "stillpoint_consecutive_failures",
         "Finished runs since the last success that were none.",
         |policy, out| out.put(f64::from(policy.spec.consecutive_failures)),

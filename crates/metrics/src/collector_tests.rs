@@ -64,6 +64,23 @@ const REFERENCE: &str =
 const FROZEN: &str = r#"stillpoint_frozen_since_timestamp_seconds{namespace="shop",policy="nightly"}"#;
 
 #[test]
+fn an_application_that_nobody_could_recover_is_counted_until_it_is() {
+    let (_, store) = store();
+    store.policy_applied(&policy());
+    let left = |status: &str| {
+        serde_json::json!({"phase": "Preparing", "conditions": [{
+            "type": "ApplicationLeftQuiesced", "status": status, "reason": "NotProvenThawed", "message": "",
+            "lastTransitionTime": "2026-11-20T01:00:00Z",
+        }]})
+    };
+    let series = r#"stillpoint_application_left_quiesced{namespace="shop",policy="nightly"}"#;
+    store.backup_applied(&backup("a", left("True")));
+    assert_eq!(value(&store, series).as_deref(), Some("1"));
+    store.backup_applied(&backup("a", left("False")));
+    assert_eq!(value(&store, series).as_deref(), Some("0"));
+}
+
+#[test]
 fn a_scrape_reads_like_this() {
     let (_, store) = store();
     store.policy_applied(&policy());
@@ -73,6 +90,9 @@ fn a_scrape_reads_like_this() {
     let expected = r#"# HELP stillpoint_active_run_start_timestamp_seconds Start of the run that is not finished; 0 when there is none.
 # TYPE stillpoint_active_run_start_timestamp_seconds gauge
 stillpoint_active_run_start_timestamp_seconds{namespace="shop",policy="nightly"} 0
+# HELP stillpoint_application_left_quiesced Runs with an application that may still be frozen: nobody heard it thaw, and recovering it failed so far.
+# TYPE stillpoint_application_left_quiesced gauge
+stillpoint_application_left_quiesced{namespace="shop",policy="nightly"} 0
 # HELP stillpoint_consecutive_failures Finished runs since the last success that were none.
 # TYPE stillpoint_consecutive_failures gauge
 stillpoint_consecutive_failures{namespace="shop",policy="nightly"} 0

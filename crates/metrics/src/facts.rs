@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use stillpoint_api::backup::{BackupStatus, JournalKind, Phase};
+use stillpoint_api::backup::{BackupStatus, JournalKind, LEFT_QUIESCED, Phase};
 use stillpoint_api::evidence::Consistency;
 use stillpoint_api::template::DataTime;
 use stillpoint_api::{Backup, BackupPolicy};
@@ -79,6 +79,8 @@ pub struct PointFacts {
     pub counts: [u32; 5],
     /// Since when an application is, or must be taken to be, frozen.
     pub frozen_since: Option<Timestamp>,
+    /// Runs with an application that may still be frozen and is not getting better by itself.
+    pub left_quiesced: u32,
     /// Start of the run that is not finished.
     pub active_since: Option<Timestamp>,
     /// Length of the newest freeze window, seconds.
@@ -133,6 +135,7 @@ struct BackupProjection {
     point: Option<Timestamp>,
     started: Option<Timestamp>,
     frozen_since: Option<Timestamp>,
+    left_quiesced: bool,
     freeze: Option<(Timestamp, f64)>,
 }
 
@@ -306,6 +309,7 @@ fn summarise<'a>(backups: impl Iterator<Item = &'a BackupProjection>) -> PointFa
         }
         // Of several, the one that is frozen longest.
         facts.frozen_since = [facts.frozen_since, backup.frozen_since].into_iter().flatten().min();
+        facts.left_quiesced += u32::from(backup.left_quiesced);
         if let Some((at, seconds)) = backup.freeze
             && newest_freeze.is_none_or(|newest| at > newest)
         {
@@ -381,6 +385,7 @@ fn project_backup(backup: &Backup) -> BackupProjection {
             .as_ref()
             .map(|time| time.0)),
         frozen_since: frozen_since(status),
+        left_quiesced: stillpoint_api::conditions::is_true(&status.conditions, LEFT_QUIESCED),
         freeze: window.and_then(|window| Some((window.started_at.as_ref()?.0, window.frozen_seconds?))),
     }
 }

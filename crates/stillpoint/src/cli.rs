@@ -119,6 +119,8 @@ pub enum BackupCommand {
     /// Run a backup of a policy now
     #[command(after_help = RUN_HELP)]
     Run(BackupRunArgs),
+    /// Cancel a run: it is thawed at once, its snapshots are removed, and it fails
+    Cancel(BackupCancelArgs),
     /// List backups, newest first
     List(BackupListArgs),
     /// Show one backup: its freeze window, its verdict rule by rule, and what to do next
@@ -166,6 +168,16 @@ impl WaitArgs {
     pub fn limit(&self) -> Option<Duration> {
         self.wait.then(|| self.timeout.get())
     }
+}
+
+/// Arguments of `backup cancel`.
+#[derive(Args, Debug)]
+pub struct BackupCancelArgs {
+    /// The Backup
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    #[command(flatten)]
+    pub wait: WaitArgs,
 }
 
 /// Arguments of `backup list`.

@@ -18,6 +18,8 @@ use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
 use stillpoint_executor::hold::SystemEntropy;
 use stillpoint_executor::observer::{HookPhase, RunLabels, RunObserver, RunResult};
+use stillpoint_executor::ownership::replica::identity;
+use stillpoint_executor::ownership::{Ownership, Timing};
 use stillpoint_executor::storage::{StorageTable, TrustFile};
 use stillpoint_metrics::{BuildInfo, Endpoints, FactsStore, Metrics, Readiness};
 use stillpoint_scheduler::SchedulerContext;
@@ -47,9 +49,14 @@ pub struct ControllerArgs {
     /// Where /metrics, /healthz and /readyz are served
     #[arg(long, alias = "metrics-addr", value_name = "ADDRESS:PORT", default_value_t = stillpoint_metrics::server::DEFAULT_ADDRESS)]
     pub metrics_address: SocketAddr,
-    /// Name of this replica in claims and journals. Default: the host name
+    /// Name of this replica in claims and journals; a random part is added at every start. Default: the host name, which
+    /// is the pod's
     #[arg(long, value_name = "NAME", env = "STILLPOINT_REPLICA")]
     pub replica: Option<String>,
+    /// Namespace of the Leases: one per replica, and one per workload being backed up. Every replica must name the same.
+    /// Default: the namespace of the pod's account, or of the kubeconfig's context
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    pub lease_namespace: Option<String>,
     /// Threads that carry runs
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub workers: u8,
@@ -82,6 +89,8 @@ pub struct ControllerOptions {
     pub metrics_address: SocketAddr,
     /// Name of this replica.
     pub replica: String,
+    /// Namespace of the Leases.
+    pub lease_namespace: String,
 }
 
 /// Runs the controller until it is told to stop.
@@ -97,8 +106,10 @@ pub fn command(cluster: &ClusterArgs, args: &ControllerArgs) -> Result<Exit, Fai
         .build()
         .map_err(|error| Failure::new("cannot start the asynchronous runtime", error.to_string(), ""))?;
     runtime.block_on(async {
+        let config = cluster::config(cluster).await?;
         let options = ControllerOptions {
-            config: cluster::config(cluster).await?,
+            lease_namespace: args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone()),
+            config,
             storage,
             metrics_address: args.metrics_address,
             replica: args.replica.clone().unwrap_or_else(host_name),
@@ -185,10 +196,13 @@ pub async fn run(
     options: ControllerOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Failure> {
-    let ControllerOptions { config, storage, metrics_address, replica } = options;
+    let ControllerOptions { config, storage, metrics_address, replica, lease_namespace } = options;
+    let replica = identity(&replica, &SystemEntropy)
+        .map_err(|error| Failure::new("the system gave no random bytes", error.to_string(), ""))?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         replica,
+        lease_namespace,
         api_server = %config.cluster_url,
         metrics = %metrics_address,
         "stillpoint controller"
@@ -224,7 +238,7 @@ pub async fn run(
         storage: Arc::new(storage),
         observer: Arc::new(Observed(Arc::clone(&metrics))),
         contents: contents.clone(),
-        replica,
+        ownership: Ownership::new(replica, lease_namespace, Timing::default()),
         impersonate: true,
     };
     let (stop, stopping) = watch::channel(false);

@@ -214,7 +214,7 @@ async fn write_kubeconfig(cluster: &Cluster, file: &Path, network: Option<&Netwo
     }
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "controller",
-        "contexts": [{"name": "controller", "context": {"cluster": server.name, "user": "controller"}}],
+        "contexts": [{"name": "controller", "context": {"cluster": server.name, "user": "controller", "namespace": NAMESPACE}}],
         "clusters": [server],
         "users": [{"name": "controller", "user": {"token": token}}],
     });

@@ -310,12 +310,6 @@ fn not_supported_yet(recipe: &Recipe) -> Vec<Finding> {
         ),
         (recipe.stall_probe.is_some(), "spec.stallProbe", "a stall probe", "remove it"),
         (
-            recipe.recover.is_some(),
-            "spec.recover",
-            "a recovery command",
-            "use a session: its lock ends with it",
-        ),
-        (
             !recipe.after_restore.is_empty(),
             "spec.afterRestore",
             "a step after a restore",

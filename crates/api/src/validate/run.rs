@@ -59,13 +59,6 @@ pub fn backup(backup: &Backup) -> Vec<Finding> {
             }
         }
     }
-    if spec.cancel {
-        found.push(Finding::not_yet(
-            "spec.cancel",
-            "cancelling a run",
-            "wait for its end; the freeze is bounded by maxHold",
-        ));
-    }
     if spec.hold.is_some() {
         found.push(Finding::not_yet(
             "spec.hold",
@@ -215,12 +208,8 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_refused_and_never_ignored() {
-        for (spec, path) in [
-            (json!({"run": {"policyRef": {"name": "p"}}, "cancel": true}), "spec.cancel"),
-            (json!({"run": {"policyRef": {"name": "p"}}, "hold": {"reason": "audit"}}), "spec.hold"),
-        ] {
-            assert_eq!(of_backup(spec), [(path.to_owned(), "NotSupportedYet")]);
-        }
+        let held = json!({"run": {"policyRef": {"name": "p"}}, "hold": {"reason": "audit"}});
+        assert_eq!(of_backup(held), [("spec.hold".to_owned(), "NotSupportedYet")]);
         let source = json!({"backupRef": {"name": "b"}});
         let target = json!({"clone": {}});
         for (spec, path) in [

@@ -134,6 +134,7 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
             applications: Vec::new(),
         },
         again: Vec::new(),
+        recipes: Vec::new(),
     };
     let mut picked = Vec::new();
     for application in &observed.applications {
@@ -304,6 +305,7 @@ impl Picked<'_> {
         let mut members = self.members(index, owners)?;
         let stages = self.stage(&mut members)?;
         into.resolved.applications.push(self.resolved(hold, stages));
+        into.recipes.push(self.recipe.clone());
         into.again.push(LookAgain {
             application: self.one.application.spec.clone(),
             rule: self.rule.clone(),

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use stillpoint_api::evidence::Resolved;
 use stillpoint_api::policy::{Application, RunBounds};
+use stillpoint_api::template::Recipe;
 
 pub use limits::MAX_HOLDS;
 pub use refusal::{Refusal, SNAPSHOT_IN_FLIGHT};
@@ -60,6 +61,8 @@ pub struct Resolution {
     pub resolved: Resolved,
     /// What is read again of each application after the thaw.
     pub again: Vec<LookAgain>,
+    /// The templates with their parameters substituted, in the order of `resolved.applications`.
+    pub recipes: Vec<Recipe>,
 }
 
 /// What is read again after the thaw, to be compared with what was resolved (docs/design/freeze.md §4.4).

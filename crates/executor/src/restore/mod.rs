@@ -51,7 +51,7 @@ pub async fn run(
     listed: watch::Sender<bool>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ControllerError> {
-    let happenings = Happenings::new(context.client.clone(), &context.replica);
+    let happenings = Happenings::new(context.client.clone(), context.ownership.identity());
     let api: Api<Restore> = Api::all(context.client.clone());
     let mut events = watcher(api, watcher::Config::default()).boxed();
     let active: Arc<Mutex<HashSet<(String, String)>>> = Arc::default();
@@ -141,7 +141,7 @@ impl Work<'_> {
         let now = MicroTime(self.context.clock.wall());
         self.status.phase = RestorePhase::Restoring;
         self.status.started_at.get_or_insert(now);
-        self.status.executor = Some(self.context.replica.clone());
+        self.status.executor = Some(self.context.ownership.identity().to_owned());
         self.write().await;
 
         let backup = self.source(namespace).await?;

@@ -1,6 +1,7 @@
 //! A controller as a process has it: a runtime of its own, so that it can be killed with everything it started.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use stillpoint_api::clock::SystemClock;
@@ -10,6 +11,8 @@ use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
 use stillpoint_executor::hold::SystemEntropy;
 use stillpoint_executor::observer::Unobserved;
+use stillpoint_executor::ownership::replica::identity;
+use stillpoint_executor::ownership::{Ownership, Timing};
 use stillpoint_executor::storage::{StorageTable, TrustEntry, TrustFile};
 use stillpoint_executor::{controller, restore};
 use stillpoint_simcluster::{DRIVER, SimCluster};
@@ -25,11 +28,20 @@ pub struct Controller {
 
 impl Controller {
     pub fn start(cluster: &SimCluster, replica: &str) -> Self {
-        Self::start_trusting(cluster, replica, CutKind::Atomic, CutSignal::Handle)
+        Self::start_with(cluster, replica, brief())
+    }
+
+    /// One with other times of ownership.
+    pub fn start_with(cluster: &SimCluster, replica: &str, timing: Timing) -> Self {
+        Self::start_as(cluster, replica, timing, trusted(CutKind::Atomic, CutSignal::Handle))
     }
 
     /// One whose operator says this about the driver.
     pub fn start_trusting(cluster: &SimCluster, replica: &str, cut: CutKind, signal: CutSignal) -> Self {
+        Self::start_as(cluster, replica, brief(), trusted(cut, signal))
+    }
+
+    fn start_as(cluster: &SimCluster, replica: &str, timing: Timing, storage: StorageTable) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let inside = runtime.enter();
         let config = exec_client_config(cluster.kube_config());
@@ -41,10 +53,10 @@ impl Controller {
             exec: Arc::new(KubeExec::from_config(config, Arc::clone(&clock)).unwrap()),
             clock,
             entropy: Arc::new(SystemEntropy),
-            storage: Arc::new(trusted(cut, signal)),
+            storage: Arc::new(storage),
             observer: Arc::new(Unobserved),
             contents: contents.clone(),
-            replica: replica.to_owned(),
+            ownership: Ownership::new(identity(replica, &SystemEntropy).unwrap(), "default", timing),
             impersonate: true,
         };
         let (stop, stopping) = watch::channel(false);
@@ -79,6 +91,20 @@ impl Drop for Controller {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// Times of ownership that a test can wait for.
+pub fn brief() -> Timing {
+    Timing {
+        lease: Duration::from_secs(2),
+        renew: Duration::from_millis(200),
+        ready_lease: Duration::from_secs(1),
+        past_promise: Duration::from_millis(500),
+        session_lease: Duration::from_millis(500),
+        recover_first: Duration::from_millis(100),
+        recover_at_most: Duration::from_millis(500),
+        ..Timing::default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use stillpoint_api::backup::JournalKind;
 use stillpoint_api::evidence::Consistency;
 
-use crate::controller::Controller;
+use crate::controller::{Controller, brief};
 use crate::stage::{Stage, application, eventually, journal, why};
 
 /// Long enough for the database to be found frozen, and well inside the budget.
@@ -15,7 +15,7 @@ const SLOW_CUT: Duration = Duration::from_secs(4);
 async fn after_a_kill_the_lock_is_gone_at_once_and_the_next_controller_tries_the_slot_again() {
     let mut stage = Stage::faithful("killed").await;
     stage.slow_cuts(SLOW_CUT);
-    // The shortest hold that a policy may ask for: the next controller waits it out, and 35 s more.
+    // The shortest hold that a policy may ask for: the next controller waits it out, and what comes after it.
     let run = serde_json::json!({
         "applications": [application()], "freeze": {"maxHold": "5s"}, "run": {"maxAttempts": 2},
     });
@@ -40,8 +40,11 @@ async fn after_a_kill_the_lock_is_gone_at_once_and_the_next_controller_tries_the
     );
     let status = backup.status.unwrap();
     let waited = status.journal[1].at.0.duration_since(status.journal[0].at.0);
-    assert!(waited.as_secs() >= 40, "a hold may last its bound, 5 s and the READY lease: waited {waited}");
-    assert_eq!((status.attempt, status.executor.as_deref()), (2, Some("second")));
+    let timing = brief();
+    let least = Duration::from_secs(5) + timing.past_promise + timing.ready_lease;
+    assert!(waited.unsigned_abs() >= least, "a hold may last its bound and all that: waited {waited}");
+    assert_eq!(status.attempt, 2);
+    assert!(status.executor.unwrap().starts_with("second_"));
     assert_eq!(status.consistency, Some(Consistency::Application));
     stage.one_point_is_left().await;
     stage.end().await;

@@ -8,6 +8,7 @@ mod authority;
 mod controller;
 mod drivers;
 mod interruption;
+mod ownership;
 mod points;
 mod restores;
 mod sessions;

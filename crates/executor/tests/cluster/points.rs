@@ -28,7 +28,8 @@ fn proven(backup: &Backup) {
         assert!(status.conditions.iter().any(|one| one.type_ == type_ && one.status == "True"), "{type_}");
     }
     assert!(backup.finalizers().iter().any(|one| one == SNAPSHOTS_FINALIZER));
-    assert_eq!((status.attempt, status.executor.as_deref()), (1, Some("first")));
+    assert_eq!(status.attempt, 1);
+    assert!(status.executor.as_deref().unwrap().starts_with("first_"), "{:?}", status.executor);
 }
 
 #[tokio::test]
@@ -82,8 +83,8 @@ async fn inside_the_window_nothing_is_asked_of_the_api_but_the_snapshots() {
         .cluster
         .audit()
         .into_iter()
-        // The tests' own looks.
-        .filter(|entry| !(entry.verb == "get" && entry.resource == "backups"))
+        // The tests' own looks, and the replica's Lease, which is renewed whatever else happens.
+        .filter(|entry| !(entry.verb == "get" && entry.resource == "backups") && entry.resource != "leases")
         .map(|entry| (entry.verb, entry.resource))
         .collect();
     let write = |entry: &&(String, String)| entry.0 == "update" && entry.1 == "backups/status";

@@ -36,11 +36,22 @@ pub struct Wish {
     pub binding: bool,
     /// Whether snapshots are served.
     pub snapshot_api: bool,
+    /// Whether the template knows how to recover: stuck while the volume has a file `stuck`, and recovered, which removes
+    /// it, only while there is one `allow`.
+    pub recover: bool,
 }
 
 impl Default for Wish {
     fn default() -> Self {
-        Self { how: "faithful", locks: true, command: None, account: true, binding: true, snapshot_api: true }
+        Self {
+            how: "faithful",
+            locks: true,
+            command: None,
+            account: true,
+            binding: true,
+            snapshot_api: true,
+            recover: false,
+        }
     }
 }
 
@@ -244,8 +255,10 @@ impl Stage {
         let status = serde_json::to_string_pretty(&backup.status).unwrap();
         assert_eq!(why(backup), reason, "{status}");
         assert!(!self.frozen(), "the database is still frozen: {:?}", self.went_through());
-        let told = self.events().await;
-        assert!(told.iter().any(|(said, _)| said == reason), "no event says {reason}: {told:?}");
+        eventually("an event says why", SOON, async || {
+            self.events().await.iter().any(|(said, _)| said == reason).then_some(())
+        })
+        .await;
         self.nothing_is_left().await;
     }
 }
@@ -363,7 +376,7 @@ fn template(cluster: &SimCluster, wish: &Wish) -> Value {
     let server = "host= conn= role=primary lease= gtid=";
     let lease = "set wait {{lease}} {{acquireSeconds}};\n";
     let (lock, unlock) = if wish.locks { ("lock;\n", "unlock;\n") } else { ("", "") };
-    let spec = json!({
+    let mut spec = json!({
         "description": "a database for tests",
         "freeze": {"session": {
             "command": command,
@@ -381,6 +394,13 @@ fn template(cluster: &SimCluster, wish: &Wish) -> Value {
         "dataPaths": ["datadir"],
         "crashSafe": {"source": "its only file", "settings": [{"name": "durable", "allowed": ["on"]}]},
     });
+    if wish.recover {
+        let volume = path(mount(cluster));
+        let undo = format!("test -f {volume}/allow && rm -f {volume}/stuck");
+        spec["recover"] = json!({
+            "command": ["sh", "-c", undo], "probe": ["test", "-f", format!("{volume}/stuck")],
+        });
+    }
     let recipe: Recipe = serde_json::from_value(spec.clone()).unwrap();
     assert_eq!(stillpoint_api::validate::recipe(&recipe, "HookTemplate", "database"), []);
     json!({

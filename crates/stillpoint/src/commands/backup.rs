@@ -1,8 +1,8 @@
-//! `stillpoint backup run` and `backup list`.
+//! `stillpoint backup run`, `backup cancel` and `backup list`.
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use kube::api::{ListParams, ObjectMeta, PostParams};
+use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use stillpoint_api::BackupPolicy;
 use stillpoint_api::backup::{
     Backup, BackupSpec, BackupStatus, POLICY_LABEL, Phase, PolicyRef, RunSpec, SUCCEEDED, Trigger,
@@ -12,7 +12,7 @@ use stillpoint_api::evidence::Consistency;
 use stillpoint_api::policy::Requirement;
 
 use super::timed_name;
-use crate::cli::{BackupListArgs, BackupRunArgs};
+use crate::cli::{BackupCancelArgs, BackupListArgs, BackupRunArgs};
 use crate::cluster::{Cluster, Waited};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, length, seconds, table};
@@ -69,6 +69,43 @@ pub async fn run(cluster: &Cluster, args: &BackupRunArgs, clock: &dyn Clock) -> 
             format!("backup {name} did not finish within {}", args.wait.timeout),
             progress.stuck(),
             format!("it goes on: `stillpoint backup describe {name} -n {}`", cluster.namespace),
+        )
+        .exiting(Exit::TimedOut)),
+    }
+}
+
+/// Cancels a run.
+///
+/// # Errors
+/// It does not exist, is over already, or does not end in time.
+pub async fn cancel(cluster: &Cluster, args: &BackupCancelArgs) -> Result<Exit, Failure> {
+    let name = &args.name;
+    let backup: Backup = cluster.get(name).await?;
+    if backup.finished() {
+        return Err(Failure::new(
+            format!("backup {name} cannot be cancelled"),
+            "it is over",
+            format!("delete it to remove its snapshots: `kubectl delete backups.stillpoint.dev {name}`"),
+        ));
+    }
+    let patch = Patch::Merge(serde_json::json!({"spec": {"cancel": true}}));
+    let api = cluster.api::<Backup>();
+    let what = format!("cannot cancel Backup {name:?}");
+    cluster.call(&what, api.patch(name, &PatchParams::default(), &patch)).await?;
+    output::tell(&format!("backup {name} is being cancelled"));
+    let Some(limit) = args.wait.limit() else { return Ok(Exit::Success) };
+    match cluster.wait::<Backup>(name, limit, Backup::finished).await? {
+        Waited::Done(backup) => {
+            output::print(&summary(&backup))?;
+            let cancelled = backup.status.is_some_and(|status| status.phase == Phase::Failed);
+            // It may have ended on its own just before.
+            Ok(if cancelled { Exit::Success } else { Exit::Failed })
+        }
+        Waited::Gone => Ok(Exit::Success),
+        Waited::TimedOut => Err(Failure::new(
+            format!("backup {name} did not end within {}", args.wait.timeout),
+            "an application that is not proven thawed keeps it from ending",
+            format!("`stillpoint backup describe {name} -n {}`", cluster.namespace),
         )
         .exiting(Exit::TimedOut)),
     }

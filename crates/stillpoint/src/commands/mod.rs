@@ -36,6 +36,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
             let cluster = Cluster::connect(&cli.cluster).await?;
             match command {
                 BackupCommand::Run(args) => backup::run(&cluster, &args, &clock).await,
+                BackupCommand::Cancel(args) => backup::cancel(&cluster, &args).await,
                 BackupCommand::List(args) => backup::list(&cluster, &args, &clock).await,
                 BackupCommand::Describe(args) => describe::run(&cluster, &args).await,
                 BackupCommand::VerifyEvidence(args) => verify::run(&cluster, &args).await,

@@ -153,7 +153,6 @@ fn what_is_not_supported_yet_is_refused_and_never_ignored() {
     let command = json!({"command": ["x"]});
     for (pointer, value) in [
         ("/stallProbe", command.clone()),
-        ("/recover", command.clone()),
         ("/afterRestore", json!([{"name": "a", "command": ["x"]}])),
         ("/checks", json!([{"name": "a", "command": ["x"]}])),
         ("/drillSafe", json!("Standalone")),
