@@ -417,10 +417,10 @@ pub struct SnapshotOptions {
 /// Whether one VolumeGroupSnapshot is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum GroupChoice {
-    /// Where it helps and the driver can.
+    /// Where it helps: a driver whose groups are write-ordered, or three volumes and more under a lock.
     #[default]
     Auto,
-    /// Or the run fails. Not supported yet.
+    /// All volumes of an application, or the run fails.
     Required,
     /// Single snapshots only.
     Never,

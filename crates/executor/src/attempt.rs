@@ -8,28 +8,25 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Api;
 use kube::api::PostParams;
 use stillpoint_api::backup::{JournalEntry, JournalKind, Phase};
 use stillpoint_api::clock::Mono;
-use stillpoint_api::snapshot::VolumeSnapshot;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::contents::{ContentNews, Subscription};
-use crate::context::{Context, bounded};
+use crate::context::Context;
 use crate::exec::{ExecSender, Outcome, run_once};
+use crate::group_contents::GroupSubscription;
 use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
 use crate::observer::{HookPhase, RunLabels};
 use crate::ownership::ClaimNews;
 use crate::pod_watch::PodWatch;
 use crate::resolve::{Resolution, RunHold, pods};
-use crate::run::{
-    Abort, CutId, Effect, End, Entry, Event, HoldId, MemberId, Now, Reason, Record, Run, Stall, Timer,
-};
+use crate::run::{Abort, CutId, Effect, End, Entry, Event, HoldId, Now, Reason, Record, Run, Stall, Timer};
 use crate::session;
-use crate::snapshot_request;
+use crate::snapshot_request::SnapshotRequest;
 
 /// How long the entry before a freeze may take: nothing is frozen yet, and another try costs nobody anything.
 const FREEZING_WITHIN: Duration = Duration::from_secs(5);
@@ -58,6 +55,7 @@ struct Attempt<'a> {
     sessions: BTreeMap<HoldId, SessionSlot>,
     opened: mpsc::UnboundedSender<(HoldId, ExecSender, watch::Sender<Option<u64>>)>,
     subscriptions: Vec<Subscription>,
+    group_subscriptions: Vec<GroupSubscription>,
 }
 
 /// A session from the machine's OpenHold to its CloseHold.
@@ -93,6 +91,7 @@ pub async fn carry_out(
         sessions: BTreeMap::new(),
         opened,
         subscriptions: Vec::new(),
+        group_subscriptions: Vec::new(),
     };
     attempt.subscribe(&news);
     let mut pods = PodWatch::open(&context.client, &attempt.resolution, &attempt.events);
@@ -164,7 +163,16 @@ impl Attempt<'_> {
     /// Listens for every cut before anything is asked for, so that no signal can be missed.
     fn subscribe(&mut self, news: &mpsc::UnboundedSender<(usize, ContentNews)>) {
         let plan = &self.resolution.plan;
-        for (index, cut) in plan.cuts.iter().enumerate() {
+        for group in &self.resolution.groups {
+            self.group_subscriptions.push(self.context.contents.groups().subscribe(
+                &self.resolution.namespace,
+                &group.name,
+                group.signal,
+                group.cut.0,
+                news.clone(),
+            ));
+        }
+        for (index, cut) in plan.cuts.iter().enumerate().filter(|(_, cut)| !cut.group) {
             let Some(member) = cut.members.first().and_then(|first| plan.members.get(first.0)) else {
                 continue;
             };
@@ -352,28 +360,22 @@ impl Attempt<'_> {
     }
 
     fn post(&self, id: CutId, not_after: Mono) {
-        let plan = &self.resolution.plan;
-        let Some(&MemberId(index)) = plan.cuts.get(id.0).and_then(|cut| cut.members.first()) else { return };
-        let Some(member) = plan.members.get(index) else { return };
-        let Some(class) = self.resolution.classes.get(index) else { return };
-        let snapshot = snapshot_request::build(&self.resolution, member, class, &self.nonce);
-        let api: Api<VolumeSnapshot> =
-            Api::namespaced(self.context.client.clone(), &self.resolution.namespace);
-        let (events, claim) = (self.events.clone(), member.claim_name.clone());
+        let Some(request) = SnapshotRequest::of(&self.resolution, id, &self.nonce) else { return };
+        let (client, namespace) = (self.context.client.clone(), self.resolution.namespace.clone());
+        let events = self.events.clone();
         let clock = self.context.clock.clone();
         tokio::spawn(async move {
             // The last look before the write: a process that was stopped meanwhile must not cut (docs/design/freeze.md §5).
             if clock.mono() > not_after {
-                let what = format!("the snapshot of claim {claim} was not asked for: its time had passed");
+                let what = format!("{} was not asked for: its time had passed", request.what());
                 let why = Abort::new(Reason::ClaimLost, what);
                 let _ = events.send(Event::PostFailed { cut: id, why });
                 return;
             }
             let params = PostParams::default();
-            let created =
-                bounded(format!("create the snapshot of claim {claim}"), api.create(&params, &snapshot));
+            let created = request.post(&client, &namespace, "create", &params);
             let event = match created.await {
-                Ok(created) => Event::Posted { cut: id, uid: created.metadata.uid.unwrap_or_default() },
+                Ok(uid) => Event::Posted { cut: id, uid },
                 // A 409 or no answer is a failed POST and is never adopted: names are never reused.
                 Err(error) => Event::PostFailed {
                     cut: id,

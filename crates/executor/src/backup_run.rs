@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::attempt;
 use crate::cleanup::{self, Scope};
 use crate::context::{Context, bounded};
+use crate::group_labels;
 use crate::happenings::Happenings;
 use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
@@ -493,6 +494,8 @@ impl BackupRun {
 
     /// Removes what an attempt asked for; also what a POST without an answer may have made.
     async fn clean(&self, nonce: &str) {
+        let backup = self.journal.lock().await.backup().clone();
+        self.unlabel(&backup).await;
         let scope = Scope::Attempt(nonce.to_owned());
         match cleanup::remove(&self.context, &self.labels.namespace, &scope, CLEANUP_PATIENCE).await {
             Ok(true) => {}
@@ -506,11 +509,20 @@ impl BackupRun {
         }
     }
 
+    /// Takes the labels of groups from their claims: a group has found them by now, or never will.
+    async fn unlabel(&self, backup: &Backup) {
+        let uid = backup.uid().unwrap_or_default();
+        if let Err(error) = group_labels::remove(&self.context, &self.labels.namespace, &uid).await {
+            warn!(namespace = self.labels.namespace, %error, "the label of a group stays on its claims");
+        }
+    }
+
     async fn settle(&self, nonce: &str) -> Result<Left, JournalError> {
         let (backup, status) = {
             let journal = self.journal.lock().await;
             (journal.backup().clone(), journal.status())
         };
+        self.unlabel(&backup).await;
         let mut stop = self.stop.clone();
         // The window is over: a controller that stops leaves the waiting to the next one.
         let settled = tokio::select! {

@@ -3,6 +3,8 @@
 //! A snapshot is ours by its labels: the UID of its Backup and the nonce of its attempt. A POST without an answer is
 //! found the same way (docs/design/freeze.md §1, §5). What a driver cuts after that is found by the sweeper.
 
+mod groups;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -57,10 +59,21 @@ pub async fn remove(
     let ours = ListParams::default().labels(&selector);
     // Contents of a given-up attempt carry no label of ours: known by their snapshots alone, and these may go first.
     let mut bound = BTreeMap::new();
+    let mut groups = groups::Groups::new(context, namespace);
     let mut waited = Duration::ZERO;
     let mut pause = LOOK_FIRST;
     loop {
-        let found = bounded("list our snapshots", snapshots.list(&ours)).await?.items;
+        // Groups first: their members cannot go alone, and carry no label of ours before they are kept.
+        let groups_left = groups.remove(&ours).await?;
+        let mut found = bounded("list our snapshots", snapshots.list(&ours)).await?.items;
+        if groups.any() {
+            let all =
+                bounded("list the members of our groups", snapshots.list(&ListParams::default())).await?;
+            let known = |one: &VolumeSnapshot| found.iter().any(|ours| ours.metadata.uid == one.metadata.uid);
+            let members: Vec<VolumeSnapshot> =
+                groups.members(all.items).into_iter().filter(|one| !known(one)).collect();
+            found.extend(members);
+        }
         // Contents outlive their snapshots where the policy is Retain; the label was set when the point was kept.
         let kept = bounded("list our snapshot contents", contents.list(&ours)).await?.items;
         for snapshot in &found {
@@ -78,11 +91,16 @@ pub async fn remove(
                 content.filter(|one| one.spec.volume_snapshot_ref.uid.as_ref() == Some(snapshot_uid)),
             );
         }
-        if found.is_empty() && left.is_empty() {
+        if found.is_empty() && left.is_empty() && groups_left == 0 {
             return Ok(true);
         }
         for snapshot in &found {
-            remove_snapshot(context, &snapshots, &contents, snapshot).await?;
+            groups.let_go(&snapshots, snapshot, waited).await?;
+            if groups.holds(snapshot) {
+                let_data_go(context, &contents, snapshot).await?;
+            } else {
+                remove_snapshot(context, &snapshots, &contents, snapshot).await?;
+            }
         }
         for content in &left {
             if content.metadata.deletion_timestamp.is_some() && waited >= NUDGE_AFTER {
@@ -160,9 +178,9 @@ async fn policy_of(
     Ok("Retain")
 }
 
-async fn remove_snapshot(
+/// From now on a snapshot's data goes with it.
+async fn let_data_go(
     context: &Context,
-    snapshots: &Api<VolumeSnapshot>,
     contents: &Api<VolumeSnapshotContent>,
     snapshot: &VolumeSnapshot,
 ) -> Result<(), RequestError> {
@@ -173,6 +191,16 @@ async fn remove_snapshot(
         let policy = policy_of(context, contents, &content).await?;
         set_deletion_policy(contents, &name, policy).await?;
     }
+    Ok(())
+}
+
+async fn remove_snapshot(
+    context: &Context,
+    snapshots: &Api<VolumeSnapshot>,
+    contents: &Api<VolumeSnapshotContent>,
+    snapshot: &VolumeSnapshot,
+) -> Result<(), RequestError> {
+    let_data_go(context, contents, snapshot).await?;
     if snapshot.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }

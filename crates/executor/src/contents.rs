@@ -16,6 +16,7 @@ use stillpoint_api::snapshot::VolumeSnapshotContent;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
+use crate::group_contents::GroupContentWatch;
 use crate::run::CutSeen;
 
 /// Set by the sidecar while it works on a snapshot: the sidecar is alive.
@@ -38,6 +39,7 @@ pub enum ContentNews {
 #[derive(Clone)]
 pub struct ContentWatch {
     shared: Arc<Shared>,
+    groups: GroupContentWatch,
 }
 
 struct Shared {
@@ -85,7 +87,15 @@ impl Default for ContentWatch {
 impl ContentWatch {
     /// A watch that is not running yet; [`ContentWatch::run`] feeds it.
     pub fn new() -> Self {
-        Self { shared: Arc::new(Shared { table: Mutex::default(), listed: watch::Sender::new(false) }) }
+        Self {
+            shared: Arc::new(Shared { table: Mutex::default(), listed: watch::Sender::new(false) }),
+            groups: GroupContentWatch::default(),
+        }
+    }
+
+    /// The watch on the contents of groups, which nobody opens before a run needs it.
+    pub const fn groups(&self) -> &GroupContentWatch {
+        &self.groups
     }
 
     /// Whether the watch shows the present state: false at start and while it is broken.
@@ -120,8 +130,14 @@ impl ContentWatch {
         owner_of_handle(&lock(&self.shared.table).handles, content).map(ToOwned::to_owned)
     }
 
-    /// Keeps the watch open until the future is dropped.
+    /// Keeps the watches open until the future is dropped.
     pub async fn run(self, client: Client) {
+        // The watch on groups ends alone only if it was never wanted.
+        let groups = self.groups.clone().run(client.clone());
+        let (_, ()) = tokio::join!(groups, self.run_singles(client));
+    }
+
+    async fn run_singles(self, client: Client) {
         let api: Api<VolumeSnapshotContent> = Api::all(client);
         let mut events = watcher(api, watcher::Config::default()).boxed();
         while let Some(event) = events.next().await {
@@ -238,6 +254,7 @@ fn news_of(
                     handle: handle.clone(),
                     creation_time: status.creation_time,
                     volume_handles: content.spec.source.volume_handle.iter().cloned().collect(),
+                    parts: Vec::new(),
                 }));
             }
         }

@@ -12,6 +12,8 @@ pub mod contents;
 pub mod context;
 pub mod controller;
 pub mod exec;
+pub mod group_contents;
+mod group_labels;
 pub mod happenings;
 pub mod hold;
 pub mod journal;

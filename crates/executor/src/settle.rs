@@ -3,6 +3,8 @@
 //! Works from the stored status alone, so that another process can settle what this one thawed (docs/design/freeze.md
 //! §5, row *Thawed*).
 
+mod groups;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,9 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use stillpoint_api::backup::{
-    ATTEMPT_LABEL, BACKUP_LABEL, BACKUP_UID_LABEL, BackupStatus, CLAIM_ANNOTATION, CONSISTENCY_ANNOTATION,
-    CUT_ANNOTATION, NAMESPACE_LABEL, NAMESPACE_UID_LABEL, POLICY_LABEL, TEMPLATE_DIGEST_ANNOTATION,
-    WINDOW_ANNOTATION,
+    APPLICATION_LABEL, ATTEMPT_LABEL, BACKUP_LABEL, BACKUP_UID_LABEL, BackupStatus, CLAIM_ANNOTATION,
+    CONSISTENCY_ANNOTATION, CUT_ANNOTATION, NAMESPACE_LABEL, NAMESPACE_UID_LABEL, POLICY_LABEL,
+    TEMPLATE_DIGEST_ANNOTATION, WINDOW_ANNOTATION,
 };
 use stillpoint_api::evidence::{Consistency, MemberEvidence, SettledMember, Window};
 use stillpoint_api::policy::Requirement;
@@ -46,9 +48,12 @@ pub struct Settled {
 pub async fn settle(context: &Context, namespace: &str, status: &BackupStatus) -> Settled {
     let window = status.window.clone().unwrap_or_default();
     let mut members = status.members.clone();
+    groups::settle(context, namespace, &mut members).await;
     for member in &mut members {
         let cut_wall = member.signal.and_then(|signal| wall(&window, signal.0));
-        member.settled = wait_until_ready(context, namespace, member).await;
+        if member.group.is_none() {
+            member.settled = wait_until_ready(context, namespace, member).await;
+        }
         member.cut = member_cut(&window, member).map(MicroTime);
         let ready = member.settled.as_ref().and_then(|settled| settled.ready_at.as_ref());
         if let (Some(ready), Some(cut)) = (ready, cut_wall) {
@@ -175,28 +180,25 @@ pub async fn keep(
     for member in &settled.members {
         let Some(content) = &member.content else { continue };
         let annotations = annotations(status, settled, member);
-        let mut labels = BTreeMap::from([
-            (BACKUP_LABEL, label(&owner.backup)),
-            (BACKUP_UID_LABEL, label(&owner.backup_uid)),
-            (ATTEMPT_LABEL, label(&owner.nonce)),
-            (NAMESPACE_LABEL, label(&owner.namespace)),
-            (NAMESPACE_UID_LABEL, label(&owner.namespace_uid)),
-        ]);
-        if let Some(policy) = &owner.policy {
-            labels.insert(POLICY_LABEL, label(policy));
-        }
         let retain = Patch::Merge(serde_json::json!({
-            "metadata": {"labels": labels, "annotations": annotations},
+            "metadata": {"labels": owner.content_labels(), "annotations": annotations},
             "spec": {"deletionPolicy": "Retain"},
         }));
         let params = PatchParams::default();
         let request = contents.patch(content, &params, &retain);
         bounded(format!("keep snapshot content {content}"), request).await?;
-        let tell = Patch::Merge(serde_json::json!({"metadata": {"annotations": annotations}}));
+        let mut metadata = serde_json::json!({"annotations": annotations});
+        if member.group.is_some() {
+            // The snapshot controller made it, without labels of ours.
+            let mut labels = owner.labels();
+            labels.insert(APPLICATION_LABEL, label(&member.application));
+            metadata["labels"] = serde_json::json!(labels);
+        }
+        let tell = Patch::Merge(serde_json::json!({"metadata": metadata}));
         let request = snapshots.patch(&member.volume_snapshot, &params, &tell);
         bounded(format!("annotate snapshot {}", member.volume_snapshot), request).await?;
     }
-    Ok(())
+    groups::keep(context, owner, status, settled).await
 }
 
 fn annotations(
@@ -224,6 +226,27 @@ fn annotations(
 }
 
 impl Owner {
+    /// Labels of a snapshot of this point.
+    fn labels(&self) -> BTreeMap<&'static str, String> {
+        let mut labels = BTreeMap::from([
+            (BACKUP_LABEL, label(&self.backup)),
+            (BACKUP_UID_LABEL, label(&self.backup_uid)),
+            (ATTEMPT_LABEL, label(&self.nonce)),
+        ]);
+        if let Some(policy) = &self.policy {
+            labels.insert(POLICY_LABEL, label(policy));
+        }
+        labels
+    }
+
+    /// Labels of a content, which is cluster-scoped.
+    fn content_labels(&self) -> BTreeMap<&'static str, String> {
+        let mut labels = self.labels();
+        labels.insert(NAMESPACE_LABEL, label(&self.namespace));
+        labels.insert(NAMESPACE_UID_LABEL, label(&self.namespace_uid));
+        labels
+    }
+
     /// The owner of a Backup's point.
     pub fn of(backup: &stillpoint_api::Backup, namespace_uid: String, nonce: String) -> Self {
         Self {

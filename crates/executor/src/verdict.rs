@@ -156,8 +156,11 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
     if evidence.resolved.applications.is_empty() || evidence.members.is_empty() {
         consistency = Consistency::None;
     }
-    // One lock over all cuts of all applications: their common point in time is one instant.
-    let cross_consistent = all_held && held_together(evidence) && consistency == Consistency::Application;
+    // One lock over all cuts of all applications, or one write-ordered cut of them all: their common point in time is one
+    // instant.
+    let one_cut = rules::are_one_cut(&evidence.members.iter().collect::<Vec<_>>());
+    let cross_consistent =
+        ((all_held && held_together(evidence)) || one_cut) && consistency == Consistency::Application;
     Judgement { consistency, continuity, cross_consistent, verdict }
 }
 

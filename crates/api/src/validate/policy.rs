@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::Finding;
 use super::application::applications;
 use crate::policy::{
-    BackupPolicy, Concurrency, FreezeBounds, GroupChoice, Objectives, OnBlocked, OnNamespaceDelete,
-    Retention, RunBounds, Schedule, SnapshotOptions,
+    BackupPolicy, Concurrency, FreezeBounds, Objectives, OnBlocked, OnNamespaceDelete, Retention, RunBounds,
+    Schedule, SnapshotOptions,
 };
 
 /// Shortest and longest promise of a freeze (docs/design/freeze.md §3).
@@ -149,14 +149,6 @@ pub(super) fn run(bounds: &RunBounds, path: &str) -> Vec<Finding> {
 
 pub(super) fn snapshot(options: &SnapshotOptions, path: &str) -> Vec<Finding> {
     let mut found = Vec::new();
-    match options.group {
-        GroupChoice::Auto | GroupChoice::Never => {}
-        GroupChoice::Required => found.push(Finding::not_yet(
-            format!("{path}.group"),
-            "a group snapshot",
-            "leave it out and keep the application on one volume",
-        )),
-    }
     match options.on_namespace_delete {
         OnNamespaceDelete::Retain => {}
         OnNamespaceDelete::Delete => found.push(Finding::not_yet(
@@ -253,7 +245,6 @@ mod tests {
             ("/applications/0/whenNoPods", json!("Skip"), "spec.applications[db].whenNoPods"),
             ("/applications/0/whenNoPods", json!("Snapshot"), "spec.applications[db].whenNoPods"),
             ("/freeze", json!({"onBlocked": "KillBlocker"}), "spec.freeze.onBlocked"),
-            ("/snapshot", json!({"group": "Required"}), "spec.snapshot.group"),
             ("/snapshot", json!({"onNamespaceDelete": "Delete"}), "spec.snapshot.onNamespaceDelete"),
             ("/retention", json!({"daily": 7}), "spec.retention.daily"),
             ("/retention", json!({"within": "1d"}), "spec.retention.within"),

@@ -14,6 +14,7 @@ use stillpoint_api::snapshot::VolumeSnapshotClass;
 use stillpoint_api::template::{Freeze, Recipe, Session, digest, substitute};
 
 use super::choose::PodRule;
+use super::groups::{self, GroupOptions};
 use super::members::{Planned, foreign_mounts};
 use super::observe::{Observed, ObservedApplication};
 use super::pods::{container_state, evidence, identities, volume_claims};
@@ -125,6 +126,7 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
         prepares: Vec::new(),
         holds: Vec::new(),
         classes: Vec::new(),
+        groups: Vec::new(),
         resolved: Resolved {
             policy_uid: observed.policy.as_ref().and_then(ResourceExt::uid),
             policy_generation: observed.policy.as_ref().and_then(|policy| policy.metadata.generation),
@@ -156,6 +158,16 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
     resolution.plan.cuts = members
         .map(|(index, member)| CutPlan { stage: member.stage, ..CutPlan::single(MemberId(index)) })
         .collect();
+    let grouping = GroupOptions {
+        choice: options.snapshot.group,
+        classes: observed.group_classes.as_deref(),
+        backup: &resolution.backup,
+        backup_uid: &resolution.backup_uid,
+        attempt: given.attempt,
+        nonce: given.nonce.as_str(),
+    };
+    let applications = &resolution.resolved.applications;
+    resolution.groups = groups::join(&grouping, applications, &mut resolution.plan)?;
     for application in &picked {
         application.fits(&resolution.plan)?;
     }

@@ -7,6 +7,7 @@ pub mod ask;
 pub mod choose;
 pub mod decide;
 mod fits;
+pub mod groups;
 mod limits;
 mod members;
 pub mod observe;
@@ -57,6 +58,8 @@ pub struct Resolution {
     pub holds: Vec<RunHold>,
     /// Snapshot class of each member, in the order of `plan.members`.
     pub classes: Vec<String>,
+    /// The groups among `plan.cuts`.
+    pub groups: Vec<groups::RunGroup>,
     /// What was resolved, for the record.
     pub resolved: Resolved,
     /// What is read again of each application after the thaw.

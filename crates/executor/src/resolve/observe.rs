@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use stillpoint_api::backup::Backup;
+use stillpoint_api::group_snapshot::{VolumeGroupSnapshot, VolumeGroupSnapshotClass};
 use stillpoint_api::policy::{Application, BackupPolicy, TemplateKind, TemplateRef};
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotClass};
 use stillpoint_api::template::{ClusterHookTemplate, HookTemplate, Recipe};
@@ -34,6 +35,8 @@ pub struct Observed {
     pub classes: Option<Vec<VolumeSnapshotClass>>,
     /// All pods of the namespace: whoever may write to a member has to be held.
     pub pods: Vec<Pod>,
+    /// All classes of group snapshots; `None`: nobody serves them.
+    pub group_classes: Option<Vec<VolumeGroupSnapshotClass>>,
     /// Claims of the namespace with a snapshot that is being made or deleted, and the snapshot's name.
     pub in_flight: BTreeMap<String, String>,
 }
@@ -96,6 +99,7 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
         });
     }
     observed.pods = list_all(context, &namespace).await.map_err(|error| Refusal::request(&error))?;
+    group_snapshots(context, &namespace, &mut observed).await?;
     Ok(observed)
 }
 
@@ -104,6 +108,27 @@ where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
     bounded(format!("read {kind} {name}"), api.get_opt(name)).await.map_err(|error| Refusal::request(&error))
+}
+
+/// Classes of groups, and groups in flight. A cluster without the API has neither.
+async fn group_snapshots(context: &Context, namespace: &str, observed: &mut Observed) -> Result<(), Refusal> {
+    let classes: Api<VolumeGroupSnapshotClass> = Api::all(context.client.clone());
+    match bounded("list group snapshot classes", classes.list(&ListParams::default())).await {
+        Ok(classes) => observed.group_classes = Some(classes.items),
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(Refusal::request(&error)),
+    }
+    let api: Api<VolumeGroupSnapshot> = Api::namespaced(context.client.clone(), namespace);
+    let all = bounded("list group snapshots", api.list(&ListParams::default())).await;
+    let all = all.map_err(|error| Refusal::request(&error))?.items;
+    let claims: Vec<&PersistentVolumeClaim> = observed
+        .applications
+        .iter()
+        .flat_map(|application| application.claims.values().map(|(claim, _)| claim))
+        .collect();
+    let found = super::groups::in_flight(&all, &claims);
+    observed.in_flight.extend(found);
+    Ok(())
 }
 
 type Snapshots = (Option<Vec<VolumeSnapshotClass>>, BTreeMap<String, String>);

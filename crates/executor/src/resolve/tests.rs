@@ -155,6 +155,7 @@ impl World {
             self.classes.iter().map(|class| serde_json::from_value(class.clone()).unwrap()).collect();
         let applications = policy.as_ref().map(|policy| policy.spec.applications.clone()).unwrap_or_default();
         let observed = Observed {
+            group_classes: None,
             policy,
             namespace_uid: "n1".into(),
             applications: applications

@@ -87,8 +87,10 @@ fn new_claim(
     backup: &Backup,
     member: &MemberEvidence,
 ) -> Result<NewClaim, Refusal> {
-    let (Some(uid), Some(content), Some(handle)) =
-        (&member.volume_snapshot_uid, &member.content, &member.handle)
+    // A group whose cut list was not seen shows the handle of a member only when it is settled.
+    let settled = member.settled.as_ref().and_then(|settled| settled.handle.as_ref());
+    let handle = member.handle.as_ref().or(settled.filter(|_| member.group.is_some()));
+    let (Some(uid), Some(content), Some(handle)) = (&member.volume_snapshot_uid, &member.content, handle)
     else {
         return Err(Refusal::stands(
             "NotARecoveryPoint",

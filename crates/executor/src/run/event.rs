@@ -162,6 +162,19 @@ pub struct CutSeen {
     pub creation_time: Option<i64>,
     /// Volumes that it was cut from.
     pub volume_handles: Vec<String>,
+    /// What each volume of a group was cut into, where the group says so; empty for a single snapshot.
+    pub parts: Vec<CutPart>,
+}
+
+/// One volume of a group that was cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CutPart {
+    /// The volume.
+    pub volume_handle: String,
+    /// Handle of its snapshot.
+    pub handle: String,
+    /// The driver's cut time, nanoseconds since 1970.
+    pub creation_time: Option<i64>,
 }
 
 /// Whether somebody is stuck behind a lock that was not acquired (docs/design/freeze.md §3).

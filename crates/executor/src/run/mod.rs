@@ -36,7 +36,7 @@ use stillpoint_api::evidence::MemberEvidence;
 
 pub use abort::{Abort, Reason};
 pub use effect::{Effect, End, Entry};
-pub use event::{CutSeen, Event, Stall, Timer, Word};
+pub use event::{CutPart, CutSeen, Event, Stall, Timer, Word};
 use hold::Hold;
 pub use hold::in_unit;
 pub use plan::{ApplicationId, CutId, CutPlan, HoldId, HoldPlan, MAX_LEASE, MemberId, Plan, THAW_RESERVE};

@@ -366,6 +366,12 @@ fn accept_cut(run: &mut Run, id: CutId, seen: CutSeen, at: Mono, now: Now, out: 
             Some(group) => {
                 group.content = Some(seen.content.clone());
                 group.handle = Some(seen.handle.clone());
+                // Its own handle and cut time, so that what is found when it is settled can be compared (rule 6).
+                if let Some(part) = seen.parts.iter().find(|part| part.volume_handle == member.volume_handle)
+                {
+                    member.handle = Some(part.handle.clone());
+                    member.creation_time = part.creation_time;
+                }
                 // Its own volume, if the group has it; a group without it did not cut this member.
                 member.content_volume_handle =
                     seen.volume_handles.iter().find(|handle| **handle == member.volume_handle).cloned();

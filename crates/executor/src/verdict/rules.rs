@@ -386,8 +386,9 @@ fn cut_times_agree(case: &Case<'_>) -> Checked {
         return Checked::missing("there is no record of the first snapshot request");
     };
     for member in &case.members {
-        // In a group the signal shows the group's handle; the members' own are made afterwards (rule 7).
-        if let Some(settled) = member.settled.as_ref().filter(|_| member.group.is_none())
+        // In a group the signal is the group's; it lists the members' own handles where the sidecar does.
+        let told = member.group.is_none() || member.handle.is_some();
+        if let Some(settled) = member.settled.as_ref().filter(|_| told)
             && (settled.handle != member.handle || settled.creation_time != member.creation_time)
         {
             return Checked::contradiction(format!(
@@ -477,7 +478,7 @@ pub(super) fn cut_at_one_instant(case: &Case<'_>) -> bool {
 }
 
 /// Whether these members are one write-ordered group.
-pub(crate) fn are_one_cut(members: &[&MemberEvidence]) -> bool {
+pub(super) fn are_one_cut(members: &[&MemberEvidence]) -> bool {
     let group =
         |member: &MemberEvidence| member.group.as_ref().map(|group| group.volume_group_snapshot.clone());
     members.first().is_some_and(|first| {

@@ -20,6 +20,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::stage::ORDERED;
+
 pub struct Controller {
     runtime: Option<Runtime>,
     stop: watch::Sender<bool>,
@@ -109,15 +111,16 @@ pub fn brief() -> Timing {
 }
 
 fn trusted(cut: CutKind, cut_signal: CutSignal) -> StorageTable {
+    let entry = |storage_class: Option<&str>, group| TrustEntry {
+        driver: DRIVER.into(),
+        storage_class: storage_class.map(Into::into),
+        cut,
+        group,
+        cut_signal,
+        reason: "every process of the pod is stopped while its directory is copied".into(),
+    };
     StorageTable::with_trust(&TrustFile {
-        entries: vec![TrustEntry {
-            driver: DRIVER.into(),
-            storage_class: None,
-            cut,
-            group: GroupKind::Sequential,
-            cut_signal,
-            reason: "every process of the pod is stopped while its directory is copied".into(),
-        }],
+        entries: vec![entry(None, GroupKind::Sequential), entry(Some(ORDERED), GroupKind::WriteOrder)],
     })
     .unwrap()
 }

@@ -7,6 +7,7 @@
 mod authority;
 mod controller;
 mod drivers;
+mod groups;
 mod interruption;
 mod ownership;
 mod points;

@@ -12,7 +12,7 @@ use stillpoint_api::Backup;
 use stillpoint_api::backup::{JournalKind, SUCCEEDED};
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use stillpoint_api::template::Recipe;
-use stillpoint_simcluster::{CLASS, Knobs, SimCluster, SimOptions};
+use stillpoint_simcluster::{CLASS, DRIVER, Knobs, SimCluster, SimOptions};
 
 use crate::controller::Controller;
 
@@ -39,6 +39,12 @@ pub struct Wish {
     /// Whether the template knows how to recover: stuck while the volume has a file `stuck`, and recovered, which removes
     /// it, only while there is one `allow`.
     pub recover: bool,
+    /// StorageClass of the claim `data`.
+    pub class: &'static str,
+    /// Claims besides `data`, with their StorageClass.
+    pub more: &'static [(&'static str, &'static str)],
+    /// On how many volumes the template is proven.
+    pub layout: &'static str,
 }
 
 impl Default for Wish {
@@ -51,6 +57,9 @@ impl Default for Wish {
             binding: true,
             snapshot_api: true,
             recover: false,
+            class: CLASS,
+            more: &[],
+            layout: "OneVolume",
         }
     }
 }
@@ -83,8 +92,12 @@ impl Stage {
             .await;
         opt_in(&cluster, wish.account, wish.binding).await;
         create(&cluster, template(&cluster, &wish)).await;
-        create(&cluster, claim()).await;
-        create(&cluster, pod(&cluster)).await;
+        create(&cluster, storage_class(ORDERED)).await;
+        create(&cluster, claim("data", wish.class)).await;
+        for (name, class) in wish.more {
+            create(&cluster, claim(name, class)).await;
+        }
+        create(&cluster, pod(&cluster, wish.more)).await;
         let mount = mount(&cluster);
         let pods: Api<Pod> = Api::namespaced(cluster.client(), NAMESPACE);
         eventually("the database runs", SOON, async || {
@@ -335,12 +348,21 @@ fn mount(cluster: &SimCluster) -> PathBuf {
     cluster.root().join("mnt")
 }
 
-fn claim() -> Value {
+/// A class whose groups are cut at one instant, as the tests' controllers are told.
+pub const ORDERED: &str = "ordered";
+
+fn storage_class(name: &str) -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name}, "provisioner": DRIVER,
+    })
+}
+
+pub fn claim(name: &str, class: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data", "namespace": NAMESPACE},
+        "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {
-            "accessModes": ["ReadWriteOnce"], "storageClassName": CLASS,
+            "accessModes": ["ReadWriteOnce"], "storageClassName": class,
             "resources": {"requests": {"storage": "1Gi"}},
         },
     })
@@ -348,8 +370,14 @@ fn claim() -> Value {
 
 /// The pod only keeps the volume: the database is what a session runs. It does not heed SIGTERM, so that a pod that is
 /// being deleted can be told from one that is gone.
-fn pod(cluster: &SimCluster) -> Value {
+fn pod(cluster: &SimCluster, more: &[(&str, &str)]) -> Value {
     let mount = mount(cluster);
+    let mut mounts = vec![json!({"name": "data", "mountPath": mount})];
+    let mut volumes = vec![json!({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})];
+    for (name, _) in more {
+        mounts.push(json!({"name": name, "mountPath": cluster.root().join(format!("mnt-{name}"))}));
+        volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+    }
     let script = "trap '' TERM; echo open >state; : >ready; sleep 100000 & wait; sleep 100000";
     json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -359,9 +387,9 @@ fn pod(cluster: &SimCluster) -> Value {
             "containers": [{
                 "name": "db", "image": "database", "command": ["sh", "-c", script], "workingDir": mount,
                 "readinessProbe": {"exec": {"command": ["test", "-f", "ready"]}, "periodSeconds": 1},
-                "volumeMounts": [{"name": "data", "mountPath": mount}],
+                "volumeMounts": mounts,
             }],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+            "volumes": volumes,
         },
     })
 }
@@ -392,6 +420,7 @@ fn template(cluster: &SimCluster, wish: &Wish) -> Value {
         }},
         "evidence": ["durable", "datadir"],
         "dataPaths": ["datadir"],
+        "layout": wish.layout,
         "crashSafe": {"source": "its only file", "settings": [{"name": "durable", "allowed": ["on"]}]},
     });
     if wish.recover {
