@@ -522,7 +522,9 @@ impl BackupRun {
             let journal = self.journal.lock().await;
             (journal.backup().clone(), journal.status())
         };
-        self.unlabel(&backup).await;
+        if status.members.iter().any(|member| member.group.is_some()) {
+            self.unlabel(&backup).await;
+        }
         let mut stop = self.stop.clone();
         // The window is over: a controller that stops leaves the waiting to the next one.
         let settled = tokio::select! {

@@ -8,6 +8,7 @@
 
 mod faults;
 mod figures;
+mod groups;
 mod install;
 mod interruption;
 mod mariadb;
@@ -47,6 +48,8 @@ const CASES: &[Case] = cases![
     "story-postgres-restored-copy-is-exact" => postgres::restored_copy_is_exact,
     "story-mariadb-default-settings-grade-lock" => mariadb::grade_lock,
     "story-mariadb-synced-binlog-grade-position" => mariadb::grade_position,
+    "two-disks-in-one-write-ordered-group-are-exact" => groups::write_ordered,
+    "a-sequential-group-is-several-volumes" => groups::sequential,
     "control-a-late-cut-is-seen" => mariadb::late_cut_is_seen,
     "story-postgres-every-minute-and-rpo-on-metrics" => postgres::every_minute,
     "sigkill-while-held" => interruption::killed_while_held,

@@ -24,6 +24,12 @@ pub struct Line {
     /// `snapshot-<uid of the VolumeSnapshot>`.
     #[serde(default)]
     pub name: String,
+    /// Handle of the group it was cut in; empty for a single snapshot.
+    #[serde(default)]
+    pub group: String,
+    /// Equal for members that were cut at the same instant.
+    #[serde(default)]
+    pub cut: String,
     /// The true instant lies between this and `at`; on `cut` lines.
     #[serde(default)]
     pub cut_start: Option<Timestamp>,
@@ -76,6 +82,17 @@ impl Ledger {
             .find(|line| line.event == "cut" && line.name == name)
             .and_then(|line| Some(TrueCut { from: line.cut_start?, to: line.at }))
             .ok_or_else(|| Problem(format!("the driver's ledger has no cut {name}")))
+    }
+
+    /// The cuts of a VolumeGroupSnapshot, by its UID.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn cuts_of_group(&self, group_uid: &str) -> Outcome<Vec<Line>> {
+        let prefix = format!("groupsnapshot-{group_uid}/");
+        let mut lines = self.lines()?;
+        lines.retain(|line| line.event == "cut" && line.name.starts_with(&prefix));
+        Ok(lines)
     }
 
     /// Whether the data behind a handle was deleted.

@@ -158,13 +158,30 @@ impl Load {
         let pod = format!("restored-{claim}");
         let fixture = format!("tests/cluster/fixtures/restored-{}.yaml", self.engine.name());
         let text = self.cluster.read(&fixture)?.replace("${NAME}", &pod).replace("${CLAIM}", claim);
-        self.cluster.apply(&text, &self.namespace).await?;
+        let checked = self.check_server(&pod, &text, acked_before, started_after).await?;
+        let gone = ["-n", &self.namespace, "delete", "pvc", claim, "--wait=true", "--timeout=60s"];
+        self.cluster.kubectl(&gone, None).await?.good("delete the restored claim")?;
+        Ok(checked)
+    }
+
+    /// The same for a server that a manifest starts as `pod`, on whichever claims; these stay.
+    ///
+    /// # Errors
+    /// The server does not start, or its data is not exact.
+    pub async fn check_server(
+        &self,
+        pod: &str,
+        manifest: &str,
+        acked_before: i64,
+        started_after: i64,
+    ) -> Outcome<Checked> {
+        self.cluster.apply(manifest, &self.namespace).await?;
         let n = self.namespace.as_str();
         until("the restored server to be ready", STARTS_WITHIN, async || {
             let path = "jsonpath={.status.phase} {.status.containerStatuses[0].ready} {.status.containerStatuses[0].state}";
-            let seen = self.cluster.kubectl(&["-n", n, "get", "pod", &pod, "-o", path], None).await?.good("get pod")?;
+            let seen = self.cluster.kubectl(&["-n", n, "get", "pod", pod, "-o", path], None).await?.good("get pod")?;
             if seen.starts_with("Failed") {
-                let log = self.cluster.kubectl(&["-n", n, "logs", &pod, "--tail=40"], None).await?;
+                let log = self.cluster.kubectl(&["-n", n, "logs", pod, "--tail=40"], None).await?;
                 return Err(Problem(format!("the restored server ended: {seen}\n{}", log.stdout)));
             }
             Ok(if seen.starts_with("Running true") { Look::Done(()) } else { Look::NotYet(seen) })
@@ -182,7 +199,7 @@ impl Load {
             "--started-after",
             &after,
         ];
-        let arguments = [&["-n", n, "exec", "-i", &pod, "--"][..], &check[..]].concat();
+        let arguments = [&["-n", n, "exec", "-i", pod, "--"][..], &check[..]].concat();
         let printed = self.cluster.kubectl(&arguments, Some(self.log().await?.into_bytes())).await?;
         let line = printed.stdout.lines().last().unwrap_or_default();
         let checked: Checked = serde_json::from_str(line).map_err(|error| {
@@ -191,10 +208,8 @@ impl Load {
         if !checked.ok || printed.code != Some(0) {
             return Err(Problem(format!("the copy is not exact: {line}")));
         }
-        let gone = ["-n", n, "delete", "pod", &pod, "--wait=true", "--timeout=60s"];
+        let gone = ["-n", n, "delete", "pod", pod, "--wait=true", "--timeout=60s"];
         self.cluster.kubectl(&gone, None).await?.good("delete the restored pod")?;
-        let gone = ["-n", n, "delete", "pvc", claim, "--wait=true", "--timeout=60s"];
-        self.cluster.kubectl(&gone, None).await?.good("delete the restored claim")?;
         Ok(checked)
     }
 }

@@ -26,8 +26,12 @@ pub const MARIADB: &str = "e2e-mariadb";
 pub const MARIADB_LOG: &str = "e2e-mariadb-log";
 /// A namespace that did not opt in.
 pub const CLOSED: &str = "e2e-closed";
+/// MariaDB with its redo log on a volume of its own, both on disks that a group cuts at one instant.
+pub const GROUPED: &str = "e2e-grouped";
+/// The same on volumes that a group cuts one after the other.
+pub const SEQUENTIAL: &str = "e2e-sequential";
 /// Every namespace the suite makes.
-const NAMESPACES: &[&str] = &[POSTGRES, MARIADB, MARIADB_LOG, CLOSED];
+const NAMESPACES: &[&str] = &[POSTGRES, MARIADB, MARIADB_LOG, CLOSED, GROUPED, SEQUENTIAL];
 /// Components that a case may have stopped or killed, in the order in which they need each other.
 const STOPPABLE: [&str; 6] =
     ["apiserver", "containerd", "kubelet", "csi", "snapshot-controller", "csi-snapshotter"];
