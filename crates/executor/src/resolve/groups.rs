@@ -157,7 +157,7 @@ fn one_bucket_each(
                 stages.entry(*stage).or_default().push((driver, of));
             }
         }
-        for parts in stages.values().filter(|parts| parts.len() > 1) {
+        if let Some(parts) = stages.values().find(|parts| parts.len() > 1) {
             let parts: Vec<String> = parts
                 .iter()
                 .map(|(driver, members)| {
