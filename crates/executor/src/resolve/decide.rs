@@ -19,7 +19,7 @@ use super::members::{Planned, foreign_mounts};
 use super::observe::{Observed, ObservedApplication};
 use super::pods::{container_state, evidence, identities, volume_claims};
 use super::shared::{self, Owners};
-use super::{LookAgain, Refusal, Resolution, RunHold, RunPrepare, limits};
+use super::{LookAgain, Refusal, Resolution, RunHold, RunPrepare, limits, window};
 use crate::context::HOOKS_ACCOUNT;
 use crate::exec::ExecTarget;
 use crate::hold::Nonce;
@@ -172,6 +172,7 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
         application.fits(&resolution.plan)?;
     }
     limits::check(&resolution)?;
+    window::check(&resolution.plan, &observed.measured)?;
     let members = u32::try_from(resolution.plan.members.len()).unwrap_or(u32::MAX);
     resolution.plan.stack_patience += Duration::from_secs(1) * members;
     Ok(resolution)

@@ -18,6 +18,7 @@ mod shared;
 pub mod stages;
 #[cfg(test)]
 mod tests;
+pub mod window;
 
 use std::time::Duration;
 

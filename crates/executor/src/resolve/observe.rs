@@ -15,6 +15,7 @@ use super::Refusal;
 use super::choose::Roles;
 use super::pods::{list_all, list_pods};
 use super::stages::VolumePaths;
+use super::window::{Measured, measured};
 use crate::context::{Context, HOOKS_ACCOUNT, bounded};
 
 /// Annotation of a pod that names its ClusterHookTemplate.
@@ -33,6 +34,8 @@ pub struct Observed {
     pub opted_in: bool,
     /// All snapshot classes; `None`: the snapshot API is not installed.
     pub classes: Option<Vec<VolumeSnapshotClass>>,
+    /// What finished runs of the namespace measured of their storage path, newest first.
+    pub measured: Vec<Measured>,
     /// All pods of the namespace: whoever may write to a member has to be held.
     pub pods: Vec<Pod>,
     /// All classes of group snapshots; `None`: nobody serves them.
@@ -100,6 +103,10 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
     }
     observed.pods = list_all(context, &namespace).await.map_err(|error| Refusal::request(&error))?;
     group_snapshots(context, &namespace, &mut observed).await?;
+    let finished: Api<Backup> = Api::namespaced(context.client.clone(), &namespace);
+    let finished = bounded("list the backups of the namespace", finished.list(&ListParams::default())).await;
+    let finished = finished.map_err(|error| Refusal::request(&error))?.items;
+    observed.measured = measured(&finished, context.clock.wall());
     Ok(observed)
 }
 

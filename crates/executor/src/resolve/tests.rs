@@ -3,6 +3,7 @@
 
 mod several;
 mod stages;
+mod window;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ use super::choose::Roles;
 use super::decide::{Given, decide};
 use super::observe::{Observed, ObservedApplication};
 use super::pods::claim_names;
+use super::window::measured;
 use super::{MAX_HOLDS, Refusal, Resolution};
 use crate::hold::Nonce;
 use crate::storage::{StorageTable, TrustEntry, TrustFile};
@@ -29,6 +31,8 @@ struct World {
     policy: Value,
     recipe: Value,
     pods: Vec<Value>,
+    /// Backups of the namespace.
+    backups: Vec<Value>,
     /// Other pods of the namespace.
     others: Vec<Value>,
     /// What the role command printed in each pod, by name.
@@ -99,6 +103,7 @@ impl World {
                 }},
             }),
             pods: vec![pod("db-0")],
+            backups: Vec::new(),
             others: Vec::new(),
             roles: BTreeMap::new(),
             paths: BTreeMap::new(),
@@ -132,6 +137,8 @@ impl World {
         };
         let pods = typed(&self.pods);
         let all = pods.iter().cloned().chain(typed(&self.others)).collect();
+        let backups: Vec<Backup> =
+            self.backups.iter().map(|backup| serde_json::from_value(backup.clone()).unwrap()).collect();
         let claims: BTreeMap<_, _> = pods
             .iter()
             .flat_map(claim_names)
@@ -182,6 +189,7 @@ impl World {
             opted_in: self.opted_in,
             classes: self.snapshot_api.then_some(classes),
             pods: all,
+            measured: measured(&backups, "2026-01-01T12:00:00Z".parse().unwrap()),
             in_flight: if self.in_flight {
                 BTreeMap::from([("data-0".to_owned(), "other".to_owned())])
             } else {

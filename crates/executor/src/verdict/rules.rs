@@ -318,6 +318,10 @@ fn uncovered_path(case: &Case<'_>, hold: &HoldEvidence) -> Option<String> {
 /// Whether `path` is `mount` or lies below it.
 pub(crate) fn lies_on(path: &str, mount: &str) -> bool {
     let mount = mount.trim_end_matches('/');
+    // What leaves a directory again may lie anywhere.
+    if path.split('/').any(|part| part == "..") {
+        return false;
+    }
     path == mount || path.strip_prefix(mount).is_some_and(|rest| rest.starts_with('/'))
 }
 

@@ -11,7 +11,7 @@ fn member_pod(index: usize) -> Value {
     pod
 }
 
-fn set_of(pods: usize) -> World {
+pub(super) fn set_of(pods: usize) -> World {
     let mut world = World::new();
     world.pods = (0..pods).map(member_pod).collect();
     world.policy["spec"]["applications"][0]["pods"] = json!("All");
