@@ -19,7 +19,7 @@ fn main() -> io::Result<()> {
         }
     }
     files.sort();
-    let mut code = String::from("const LIBRARY: &[(&str, &str)] = &[\n");
+    let mut code = String::from("pub(crate) const LIBRARY: &[(&str, &str)] = &[\n");
     for path in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         writeln!(code, "    ({name:?}, include_str!({:?})),", path.canonicalize()?)

@@ -164,6 +164,9 @@ pub struct VolumeSnapshotClass {
     pub driver: String,
     /// `Delete` or `Retain`.
     pub deletion_policy: String,
+    /// For the driver.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub parameters: std::collections::BTreeMap<String, String>,
 }
 
 impl k8s_openapi::Resource for VolumeSnapshotClass {

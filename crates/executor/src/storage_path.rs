@@ -112,6 +112,9 @@ impl PathRun {
 }
 
 fn wait(member: &MemberEvidence) -> Option<Duration> {
+    if member.group.is_some() {
+        return None;
+    }
     let micros = member.signal?.0.checked_sub(member.post_sent?.0)?;
     u64::try_from(micros).ok().map(Duration::from_micros)
 }

@@ -26,6 +26,7 @@ const EXAMPLES: &str = "\
 First steps:
   stillpoint crd | kubectl apply --server-side -f -     install the kinds
   stillpoint lint policy.yaml                           check before applying
+  stillpoint doctor                                     what of the cluster would make backups fail or freezes long
   stillpoint explain '0 2 * * *' --tz Europe/Berlin     see when it fires
   stillpoint backup run --policy nightly --wait         one backup now, e.g. before a migration
   stillpoint backup describe NAME                       what was frozen, for how long, and what is proven
@@ -52,6 +53,9 @@ pub enum Command {
     /// Bring a recovery point back
     #[command(subcommand)]
     Restore(RestoreCommand),
+    /// Check the cluster: snapshot stack, throttles, storage, rights; reads only, changes nothing
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// Run the controller: schedules, backups, restores and metrics
     #[command(after_help = crate::controller::HELP)]
     Controller(crate::controller::ControllerArgs),
@@ -78,6 +82,31 @@ Examples:
   stillpoint explain '@every 15m'
 
 Exit codes: 0 explained, 1 the expression or zone is wrong (the field is named), 64 wrong usage.";
+
+const DOCTOR_HELP: &str = "\
+Examples:
+  stillpoint doctor
+  stillpoint doctor --storage-trust trust.yaml --strict
+  stillpoint doctor -o json
+
+One line per check: ok, warning or error; what is so, why it matters, what to do. It lists pods, volumes, snapshot
+classes, roles and bindings of the whole cluster: what your account may not read is a warning.
+Exit codes: 0 no error (with --strict: no warning either), 1 something is wrong, 64 no usable kubeconfig.
+With -o json: {errors, warnings, findings: [{check, severity, what, why, cure}]}.";
+
+/// Arguments of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The file that the controller is given, so that drivers are judged as it judges them
+    #[arg(long, value_name = "FILE")]
+    pub storage_trust: Option<PathBuf>,
+    /// Warnings fail too
+    #[arg(long)]
+    pub strict: bool,
+    /// How findings are printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
 
 /// Arguments of `lint`.
 #[derive(Args, Debug)]

@@ -65,6 +65,11 @@ impl Cluster {
         Ok(Self { client, namespace })
     }
 
+    /// The connection, for what is not in one namespace.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Objects of this namespace.
     pub fn api<K>(&self) -> Api<K>
     where

@@ -3,6 +3,7 @@
 mod backup;
 mod crd;
 pub mod describe;
+mod doctor;
 mod explain;
 pub mod lint;
 mod restore;
@@ -32,6 +33,10 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
         #[cfg(feature = "demo")]
         Command::Demo(args) => crate::demo::command(args),
         Command::Controller(args) => crate::controller::command(&cli.cluster, &args),
+        Command::Doctor(args) => connected(async {
+            let cluster = Cluster::connect(&cli.cluster).await?;
+            doctor::run(&cluster, &args, &clock).await
+        }),
         Command::Backup(command) => connected(async {
             let cluster = Cluster::connect(&cli.cluster).await?;
             match command {
