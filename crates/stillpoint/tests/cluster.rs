@@ -277,6 +277,60 @@ fn who_may_not_is_told_what_he_may() {
 }
 
 #[test]
+fn the_doctor_reads_only_and_tells_programs_what_is_wrong() {
+    let version = json!({"major": "1", "minor": "36", "gitVersion": "v1.36.3", "gitCommit": "", "gitTreeState": "",
+        "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+    let group = |name: &str| {
+        let version = json!({"groupVersion": format!("{name}/v1"), "version": "v1"});
+        json!({"name": name, "versions": [version], "preferredVersion": version})
+    };
+    let sidecar = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "csi-0", "namespace": "kube-system"},
+        "spec": {"containers": [{"name": "snap", "image": "sig/csi-snapshotter:v8.6.0"}]},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    let answers = vec![
+        ("GET /version", Answer::Object(200, version)),
+        (
+            "GET /apis",
+            Answer::Object(
+                200,
+                json!({"kind": "APIGroupList", "apiVersion": "v1",
+            "groups": [group("snapshot.storage.k8s.io")]}),
+            ),
+        ),
+        ("GET /api/v1/pods", Answer::List(vec![sidecar])),
+        ("GET /api/v1/persistentvolumes", Answer::List(vec![])),
+        (
+            "GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            Answer::Object(403, refusal(403, "not yours")),
+        ),
+    ];
+    let server = Server::answering("doctor", answers);
+    let output = server.stillpoint(&["doctor", "-o", "json"]);
+    assert_eq!(code(&output), 1, "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = |check: &str| {
+        let findings = report["findings"].as_array().unwrap();
+        findings
+            .iter()
+            .find(|finding| finding["check"] == check)
+            .unwrap_or_else(|| panic!("{check}: {report:#}"))
+            .clone()
+    };
+    assert_eq!(found("server-version")["severity"], "ok");
+    assert_eq!(found("snapshot-api")["severity"], "ok");
+    assert!(found("client-throttle")["cure"].as_str().unwrap().contains("--kube-api-qps=100"));
+    assert_eq!(found("kinds")["severity"], "error");
+    assert!(found("wide-grants")["why"].as_str().unwrap().contains("not yours"), "{report:#}");
+    assert_eq!(report["errors"], 1, "{report:#}");
+    assert!(server.posted.lock().unwrap().is_empty());
+    let text = server.stillpoint(&["doctor"]);
+    assert!(
+        stdout(&text).contains("\nerror    the kinds of stillpoint.dev/v1alpha1 are not installed — "),
+        "{text:?}"
+    );
+}
+
+#[test]
 fn a_server_that_is_not_there_is_named() {
     let server = Server::answering("gone", vec![]);
     let config = std::fs::read_to_string(&server.kubeconfig).unwrap();

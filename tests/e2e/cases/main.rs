@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, reason = "a test binary has no readers of its API")]
 
+mod drivers;
 mod faults;
 mod figures;
 mod groups;
@@ -66,6 +67,11 @@ const CASES: &[Case] = cases![
     "login-refused-postgres" => faults::login_refused_postgres,
     "snapshot-controller-down" => faults::snapshot_controller_down,
     "snapshot-sidecar-down" => faults::sidecar_down,
+    "driver-ready-late-is-thawed-at-its-cut" => drivers::ready_late,
+    "driver-answers-before-it-cuts-is-held-until-ready" => drivers::ready_signal,
+    "driver-without-cut-time" => drivers::no_cut_time,
+    "driver-unfinal-error-late-cut-is-deleted" => drivers::unfinal_error,
+    "doctor-names-the-throttle-that-runs-measured" => drivers::doctor_names_the_throttle,
     "storage-refuses-the-snapshot" => faults::storage_refuses,
     "freeze-windows" => figures::freeze_windows,
     "retention-deletes-data" => retention::retention_deletes_data,

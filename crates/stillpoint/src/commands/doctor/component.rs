@@ -45,8 +45,8 @@ impl Component {
     /// A feature gate, where it is set.
     pub(super) fn gate(&self, name: &str) -> Option<bool> {
         let gates = self.flags.get("feature-gates")?;
-        let set = gates.split(',').filter_map(|gate| gate.split_once('='));
-        set.filter(|(gate, _)| gate.trim() == name).last().map(|(_, value)| value.trim() == "true")
+        let mut set = gates.split(',').filter_map(|gate| gate.split_once('='));
+        set.rfind(|(gate, _)| gate.trim() == name).map(|(_, value)| value.trim() == "true")
     }
 
     /// The tag of its image.
@@ -130,7 +130,7 @@ fn flags(words: &[String]) -> BTreeMap<String, String> {
             // `--flag` alone is a boolean; else its value follows, which is no flag itself (or a negative number).
             None => {
                 let is_value = |next: &&String| !next.starts_with('-') || next.parse::<f64>().is_ok();
-                (name, words.next_if(|next| is_value(&next)).cloned().unwrap_or_else(|| "true".to_owned()))
+                (name, words.next_if(is_value).cloned().unwrap_or_else(|| "true".to_owned()))
             }
         };
         flags.insert(name.to_owned(), value.trim_matches('"').to_owned());

@@ -219,7 +219,7 @@ mod tests {
             observed.clock =
                 Ok(ClockOffset { least: SignedDuration::from_secs(5), most: SignedDuration::from_secs(6) });
         });
-        one("clock", Severity::Warning, &["behind"], |observed| {
+        one("clock", Severity::Warning, &["ahead of"], |observed| {
             observed.clock =
                 Ok(ClockOffset { least: SignedDuration::from_secs(-9), most: SignedDuration::from_secs(-8) });
         });
@@ -247,7 +247,7 @@ mod tests {
             "kube-system/snapshot-controller/c",
             "5 requests",
             "10 volumes",
-            "6.4 s",
+            "6.3 s",
             "--kube-api-qps=100 --kube-api-burst=200",
         ];
         one("client-throttle", Severity::Warning, &words, |observed| {

@@ -228,10 +228,9 @@ fn throttle(component: &Component) -> Option<Finding> {
     let window = waits + Duration::from_millis(350);
     Some(Finding::warning(
         "client-throttle",
-        format!("{} asks the API server at most {qps} times a second (burst {burst})", component.place),
+        format!("{} makes at most {qps} requests a second (burst {burst})", component.place),
         format!(
-            "a freeze of {MANY_VOLUMES} volumes then takes about {:.1} s, of 5 about {:.1} s ({qps} requests a second, four \
-             per snapshot)",
+            "each snapshot costs four: a freeze of {MANY_VOLUMES} volumes takes about {:.1} s, of 5 about {:.1} s",
             window.as_secs_f64(),
             (delay(5) + Duration::from_millis(200)).as_secs_f64(),
         ),
@@ -254,7 +253,7 @@ fn timeout(component: &Component) -> Option<Finding> {
 
 fn name_length(component: &Component) -> Option<Finding> {
     let length = component.number("snapshot-name-uuid-length", -1.0);
-    (length >= 0.0 && length < SHORTEST_NAME).then(|| {
+    (0.0..SHORTEST_NAME).contains(&length).then(|| {
         Finding::error(
             "snapshot-names",
             format!("{} truncates snapshot names (--snapshot-name-uuid-length={length})", component.place),
