@@ -300,7 +300,7 @@ fn the_doctor_reads_only_and_tells_programs_what_is_wrong() {
         ("GET /api/v1/pods", Answer::List(vec![sidecar])),
         ("GET /api/v1/persistentvolumes", Answer::List(vec![])),
         (
-            "GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            "GET /apis/rbac.authorization.k8s.io/v1/clusterroles",
             Answer::Object(403, refusal(403, "not yours")),
         ),
     ];
