@@ -8,10 +8,10 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use stillpoint_e2e::acks::Acks;
 use stillpoint_e2e::install;
-use stillpoint_e2e::load::{Engine, Strength};
+use stillpoint_e2e::load::Strength;
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::World;
-use stillpoint_e2e::{Outcome, Present as _, ensure};
+use stillpoint_e2e::{Outcome, ensure};
 
 /// A client rate of snapshot-controller and csi-snapshotter that does not throttle ten volumes.
 pub const RAISED: u32 = 100;
@@ -195,14 +195,4 @@ pub async fn throttle(world: &World, raised: bool) -> Outcome {
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|one| one.type_ == "Ready" && one.status == "True")
-}
-
-impl Bench {
-    /// A claim, to be snapshotted by hand.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn first_claim(&self) -> Outcome<&str> {
-        self.claims.first().map(String::as_str).present("a claim")
-    }
 }

@@ -93,7 +93,8 @@ pub async fn inflict(
             at
         }
     };
-    world.heal().await?;
+    // The driver stays slow until the runs are over.
+    world.heal_components().await?;
     serves(world).await?;
     world.controller_with(Start { network: Some(network), ..Start::default() }).await?;
     Ok(Inflicted { at })

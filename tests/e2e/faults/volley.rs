@@ -156,7 +156,6 @@ async fn judged(world: &World, run: &Run<'_>, shot: &Shot, inflicted: Inflicted)
         fault: shot.fault,
         inflicted,
         places: run.places,
-        slow_cut: true,
     };
     case.judge().await
 }
