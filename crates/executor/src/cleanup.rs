@@ -77,7 +77,10 @@ pub async fn remove(
         // Contents outlive their snapshots where the policy is Retain; the label was set when the point was kept.
         let kept = bounded("list our snapshot contents", contents.list(&ours)).await?.items;
         for snapshot in &found {
-            if let (Some(content), Some(uid)) = (bound_content(snapshot), snapshot.metadata.uid.clone()) {
+            if let Some(uid) = snapshot.metadata.uid.clone() {
+                // The snapshot controller names a content after its snapshot's UID, and tells so in the snapshot's status
+                // only later. A snapshot that is deleted in between would leave a content that nobody knows.
+                let content = bound_content(snapshot).unwrap_or_else(|| format!("snapcontent-{uid}"));
                 bound.insert(content, uid);
             }
         }

@@ -1,8 +1,8 @@
 //! Figures of the freeze on the real cluster (docs/design/freeze.md §9): windows of 1, 3 and 10 volumes and of 5 pods,
 //! each run beside the bare storage path of the same claims, with a trace by hop.
 //!
-//! `make bench-freeze`, or `cargo test -p stillpoint-e2e --test bench [-- WORD…]`: the scenarios whose names contain one
-//! of the words. `RUNS` (50): of each, some only in part. Nothing is asserted about time; a run that is no proven
+//! `make bench-freeze`, or `cargo test -p stillpoint-e2e --test bench [-- WORD…]`: the scenarios with one of these names, or
+//! whose names contain one of the words. `RUNS` (50): of each, some only in part. Nothing is asserted about time; a run that is no proven
 //! point is told and not counted, and then the exit code is 1.
 
 #![allow(missing_docs, reason = "a test binary has no readers of its API")]
@@ -66,8 +66,11 @@ async fn bench(words: &[String]) -> Outcome<bool> {
     world.controller().await?;
     let mut reports = Vec::new();
     let mut raised = None;
-    let chosen =
-        |one: &&Scenario| words.is_empty() || words.iter().any(|word| one.name.contains(word.as_str()));
+    let exact = |word: &String| SCENARIOS.iter().any(|one| one.name == word);
+    let fits = |one: &Scenario, word: &String| {
+        if exact(word) { one.name == word } else { one.name.contains(word.as_str()) }
+    };
+    let chosen = |one: &&Scenario| words.is_empty() || words.iter().any(|word| fits(one, word));
     for scenario in SCENARIOS.iter().filter(chosen) {
         if raised != Some(scenario.raised) {
             throttle(&world, scenario.raised).await?;
