@@ -117,10 +117,10 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 64)))]
     pub data_paths: Vec<String>,
-    /// Whether somebody is still stuck behind a failed lock. Not supported yet.
+    /// Prints who is still stuck behind a lock that was not acquired, or nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_probe: Option<CommandOnly>,
-    /// Makes sure that it is thawed after an unknown outcome. Not supported yet.
+    /// Makes sure that it is thawed after an unknown outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recover: Option<Recover>,
     /// Whether a restored copy may be started beside the original. Not supported yet.
@@ -261,7 +261,7 @@ pub struct Prepare {
 pub enum Freeze {
     /// The client itself, reading statements from stdin; the lock dies with the session.
     Session(Box<Session>),
-    /// Two commands, wrapped into one held process. Not supported yet.
+    /// Two commands, wrapped into one held process.
     Commands(Commands),
     /// Nothing is held.
     None {},
@@ -392,7 +392,7 @@ pub struct StageVolumes {
     pub roles: Vec<String>,
 }
 
-/// Two commands wrapped into one held process. Not supported yet.
+/// Two commands wrapped into one held process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Commands {
@@ -402,7 +402,7 @@ pub struct Commands {
     /// Thaws.
     #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
     pub thaw: Vec<String>,
-    /// Succeeds while frozen.
+    /// Succeeds while frozen, whoever froze it, and fails otherwise; without it the frozen state is never seen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 32768)))]
     pub probe: Vec<String>,

@@ -18,13 +18,13 @@ use crate::contents::{ContentNews, Subscription};
 use crate::context::Context;
 use crate::exec::{ExecSender, Outcome, run_once};
 use crate::group_contents::GroupSubscription;
-use crate::hold::Nonce;
+use crate::hold::{Nonce, SystemEntropy, trial};
 use crate::journal::{Journal, JournalError};
 use crate::observer::{HookPhase, RunLabels};
 use crate::ownership::ClaimNews;
 use crate::pod_watch::PodWatch;
 use crate::resolve::{Resolution, RunHold, pods};
-use crate::run::{Abort, CutId, Effect, End, Entry, Event, HoldId, Now, Reason, Record, Run, Stall, Timer};
+use crate::run::{Abort, CutId, Effect, End, Entry, Event, HoldId, Now, Reason, Record, Run, Timer};
 use crate::session;
 use crate::snapshot_request::SnapshotRequest;
 
@@ -198,18 +198,12 @@ impl Attempt<'_> {
                     sender.set_close_at(at);
                 }
             }
-            Effect::CheckCanary(hold) => {
-                let what = "this client cannot be tried yet";
-                let result = Err(Abort::new(Reason::Internal, what));
-                let _ = self.events.send(Event::CanaryChecked { hold, result });
-            }
-            Effect::ProbeStall(hold) => {
-                let why = "the template's stall probe cannot be run yet".to_owned();
-                let _ = self.events.send(Event::StallProbed { hold, result: Stall::Unknown { why } });
-            }
-            Effect::SendFreeze { hold, lease, acquire, within: _, not_after } => {
-                let text =
-                    |held: &RunHold, nonce: &Nonce| held.texts.freeze(&held.plan, nonce, lease, acquire);
+            Effect::CheckCanary(hold) => self.check_canary(hold),
+            Effect::ProbeStall(hold) => self.probe_stall(hold),
+            Effect::SendFreeze { hold, lease, acquire, within, not_after } => {
+                let text = |held: &RunHold, nonce: &Nonce| {
+                    held.texts.freeze(&held.plan, nonce, lease, acquire, within)
+                };
                 self.send(hold, Some(not_after), text);
             }
             Effect::SendStage { hold, stage, lease, acquire } => {
@@ -312,21 +306,37 @@ impl Attempt<'_> {
         });
     }
 
+    fn check_canary(&self, id: HoldId) {
+        let Some(held) = self.held(id).cloned() else { return };
+        let (context, events) = (self.context.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let result = match Nonce::generate(&SystemEntropy) {
+                Ok(nonce) => trial::canary(&*context.exec, &held, &nonce).await,
+                Err(error) => {
+                    let what = format!("the random source of this machine failed: {error}");
+                    Err(Abort::new(Reason::Internal, what))
+                }
+            };
+            let _ = events.send(Event::CanaryChecked { hold: id, result });
+        });
+    }
+
+    fn probe_stall(&self, id: HoldId) {
+        let Some(held) = self.held(id).cloned() else { return };
+        let (context, events) = (self.context.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let result = trial::stall(&*context.exec, &held).await;
+            let _ = events.send(Event::StallProbed { hold: id, result });
+        });
+    }
+
     fn open(&mut self, id: HoldId, lease: Duration) {
         self.sessions.insert(id, SessionSlot::default());
         let Some(held) = self.held(id).cloned() else { return };
         let acquire = self.resolution.plan.acquire_timeout;
         let (context, events, opened) = (self.context.clone(), self.events.clone(), self.opened.clone());
         tokio::spawn(async move {
-            let opening = match held.texts.open(&held.plan, &held.nonce, lease, acquire) {
-                Ok(opening) => opening,
-                Err(error) => {
-                    let why = Abort::new(Reason::Internal, format!("{}: {error}", held.place()));
-                    let _ = events.send(Event::HoldEnded { hold: id, why });
-                    return;
-                }
-            };
-            match session::open(&*context.exec, &held.target, opening).await {
+            match session::open(&context.exec, &held, lease, acquire).await {
                 Ok(handle) => {
                     let (closing, closing_seen) = watch::channel(None);
                     if opened.send((id, handle.sender.clone(), closing)).is_err() {

@@ -37,7 +37,8 @@ pub enum JournalError {
 /// The Backup as last written, and the way to write it.
 #[derive(Debug)]
 pub struct Journal {
-    api: Api<Backup>,
+    /// `None`: nobody reads it, as of a rehearsal.
+    api: Option<Api<Backup>>,
     backup: Backup,
 }
 
@@ -45,7 +46,12 @@ impl Journal {
     /// A journal of a Backup as it was read.
     pub fn new(context: &Context, backup: Backup) -> Self {
         let namespace = backup.namespace().unwrap_or_default();
-        Self { api: Api::namespaced(context.client.clone(), &namespace), backup }
+        Self { api: Some(Api::namespaced(context.client.clone(), &namespace)), backup }
+    }
+
+    /// A journal that is kept in memory only: of a Backup that does not exist.
+    pub const fn unwritten(backup: Backup) -> Self {
+        Self { api: None, backup }
     }
 
     /// The Backup as last read or written.
@@ -75,9 +81,13 @@ impl Journal {
             change(&mut status);
             wanted.status = Some(status);
             let name = wanted.name_any();
+            let Some(api) = self.api.clone() else {
+                self.backup = wanted;
+                return Ok(());
+            };
             // Server-side apply is not used: a deposed writer would roll the status back (docs/api.md).
             let params = PostParams::default();
-            let put = self.api.replace_status(&name, &params, &wanted);
+            let put = api.replace_status(&name, &params, &wanted);
             match bounded(format!("write the status of Backup {name}"), put).await {
                 Ok(written) => {
                     self.backup = written;
@@ -85,7 +95,7 @@ impl Journal {
                 }
                 Err(error) if error.is_conflict() && conflicts < MAX_CONFLICTS => {
                     conflicts += 1;
-                    if self.read_again(&name, &wanted.status.unwrap_or_default()).await? {
+                    if self.read_again(&api, &name, &wanted.status.unwrap_or_default()).await? {
                         return Ok(());
                     }
                 }
@@ -106,8 +116,13 @@ impl Journal {
 
     /// Reads the Backup after a conflict, and checks that the run is still ours. Answers whether the write had
     /// happened after all: its answer was lost, and writing it again would journal it twice.
-    async fn read_again(&mut self, name: &str, wanted: &BackupStatus) -> Result<bool, JournalError> {
-        let fresh = match bounded(format!("read Backup {name}"), self.api.get(name)).await {
+    async fn read_again(
+        &mut self,
+        api: &Api<Backup>,
+        name: &str,
+        wanted: &BackupStatus,
+    ) -> Result<bool, JournalError> {
+        let fresh = match bounded(format!("read Backup {name}"), api.get(name)).await {
             Ok(fresh) => fresh,
             Err(error) if error.is_not_found() => {
                 return Err(JournalError::Disowned("it was deleted".into()));

@@ -21,6 +21,7 @@ pub mod observer;
 pub mod ownership;
 mod pod_watch;
 pub mod recovery;
+pub mod rehearsal;
 pub mod resolve;
 pub mod restore;
 pub mod run;

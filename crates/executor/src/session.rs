@@ -1,158 +1,46 @@
-//! One held session: the template's client as argv, its texts on stdin, its answers as the machine's words.
+//! One hold's stream: opened, its lines followed as the machine's words, its end explained.
 //!
 //! The stream ends at its own deadline whatever the machine does; nothing here decides.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use stillpoint_api::evidence::HoldAnswer;
-use stillpoint_api::template::Session;
 use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::exec::{
     Ending, Exec, ExecCategory, ExecError, ExecEvent, ExecEvents, ExecHandle, ExecLimits, ExecTarget, Outcome,
 };
-use crate::hold::{HoldLine, Nonce, Parsed, Report, Text, TextError, TextValues};
-use crate::run::{Abort, Event, HoldId, HoldPlan, Reason, Word, in_unit};
+use crate::hold::{HoldLine, HoldTexts, Nonce, Parsed, Report, direct};
+use crate::resolve::RunHold;
+use crate::run::{Abort, Event, HoldId, Reason, Word};
 
-/// The texts of a session, parsed once, before anything is opened.
-#[derive(Clone, Debug)]
-pub struct SessionTexts {
-    open: Text,
-    freeze: Text,
-    beat: Text,
-    thaw: Text,
-    /// `then` of each stage but the last.
-    stages: Vec<Text>,
-}
-
-impl SessionTexts {
-    /// Parses a session's texts.
-    ///
-    /// # Errors
-    /// A text has an unknown placeholder.
-    pub fn parse(session: &Session) -> Result<Self, TextError> {
-        Ok(Self {
-            open: Text::parse(&session.open)?,
-            freeze: Text::parse(&session.freeze)?,
-            beat: Text::parse(&session.beat)?,
-            thaw: Text::parse(&session.thaw)?,
-            stages: session
-                .stages
-                .iter()
-                .filter_map(|stage| stage.then.as_deref())
-                .map(Text::parse)
-                .collect::<Result<_, _>>()?,
-        })
-    }
-
-    /// The opening text.
-    ///
-    /// # Errors
-    /// A placeholder has no value here.
-    pub fn open(
-        &self,
-        hold: &HoldPlan,
-        nonce: &Nonce,
-        lease: Duration,
-        acquire: Duration,
-    ) -> Result<Bytes, TextError> {
-        Text::one_write(&[&self.open], &values(hold, nonce, lease, Some(acquire), None))
-    }
-
-    /// The freeze text.
-    ///
-    /// # Errors
-    /// A placeholder has no value here.
-    pub fn freeze(
-        &self,
-        hold: &HoldPlan,
-        nonce: &Nonce,
-        lease: Duration,
-        acquire: Duration,
-    ) -> Result<Bytes, TextError> {
-        Text::one_write(&[&self.freeze], &values(hold, nonce, lease, Some(acquire), None))
-    }
-
-    /// The text that leads to a stage, from 1: the `then` of the one before.
-    ///
-    /// # Errors
-    /// A placeholder has no value here.
-    pub fn stage(
-        &self,
-        hold: &HoldPlan,
-        nonce: &Nonce,
-        stage: u32,
-        lease: Duration,
-        acquire: Duration,
-    ) -> Result<Bytes, TextError> {
-        let before = usize::try_from(stage).unwrap_or(usize::MAX).checked_sub(1);
-        let texts: Vec<&Text> = before.and_then(|index| self.stages.get(index)).into_iter().collect();
-        Text::one_write(&texts, &values(hold, nonce, lease, Some(acquire), None))
-    }
-
-    /// A beat.
-    ///
-    /// # Errors
-    /// A placeholder has no value here.
-    pub fn beat(
-        &self,
-        hold: &HoldPlan,
-        nonce: &Nonce,
-        lease: Duration,
-        index: u32,
-    ) -> Result<Bytes, TextError> {
-        Text::one_write(&[&self.beat], &values(hold, nonce, lease, None, Some(index)))
-    }
-
-    /// The closing beat and the thaw in one write (docs/design/freeze.md §2.4).
-    ///
-    /// # Errors
-    /// A placeholder has no value here.
-    pub fn closing(
-        &self,
-        hold: &HoldPlan,
-        nonce: &Nonce,
-        lease: Duration,
-        index: u32,
-    ) -> Result<Bytes, TextError> {
-        Text::one_write(&[&self.beat, &self.thaw], &values(hold, nonce, lease, None, Some(index)))
-    }
-
-    /// The thaw alone.
-    ///
-    /// # Errors
-    /// A placeholder has no value here.
-    pub fn thaw(&self, hold: &HoldPlan, nonce: &Nonce) -> Result<Bytes, TextError> {
-        Text::one_write(&[&self.thaw], &values(hold, nonce, hold.lease, None, None))
-    }
-}
-
-fn values<'n>(
-    hold: &HoldPlan,
-    nonce: &'n Nonce,
-    lease: Duration,
-    acquire: Option<Duration>,
-    beat: Option<u32>,
-) -> TextValues<'n> {
-    TextValues {
-        beat: beat.map(u64::from),
-        lease: hold.lease_unit.map(|unit| u64::try_from(in_unit(lease, unit)).unwrap_or(u64::MAX)),
-        acquire_seconds: acquire.map(|time| time.as_secs().max(1)),
-        ..TextValues::of(nonce)
-    }
-}
-
-/// Opens a hold's stream and writes its opening text.
+/// Opens a hold's stream and writes its opening text, where it has one.
 ///
 /// # Errors
 /// Why it is not open, as the machine's abort.
-pub async fn open(exec: &dyn Exec, target: &ExecTarget, opening: Bytes) -> Result<ExecHandle, Abort> {
+pub async fn open(
+    exec: &Arc<dyn Exec>,
+    held: &RunHold,
+    lease: Duration,
+    acquire: Duration,
+) -> Result<ExecHandle, Abort> {
+    let target = &held.target;
+    let opening = held
+        .texts
+        .open(&held.plan, &held.nonce, lease, acquire)
+        .map_err(|error| Abort::new(Reason::Internal, format!("{}: {error}", held.place())))?;
+    if let HoldTexts::Direct(commands) = &held.texts {
+        return Ok(direct::open(Arc::clone(exec), target.clone(), commands.clone(), held.nonce.clone()));
+    }
     let handle = exec.open(target, ExecLimits::default()).await.map_err(|error| refused(target, &error))?;
-    handle.sender.send(opening).map_err(|error| {
-        Abort::new(Reason::HoldNotReady, format!("{}/{}: {error}", target.pod, target.container))
-    })?;
+    if !opening.is_empty() {
+        handle
+            .sender
+            .send(opening)
+            .map_err(|error| Abort::new(Reason::HoldNotReady, format!("{}: {error}", held.place())))?;
+    }
     Ok(handle)
 }
 

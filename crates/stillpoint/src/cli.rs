@@ -56,6 +56,9 @@ pub enum Command {
     /// Check the cluster: snapshot stack, throttles, storage, rights; reads only, changes nothing
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Try the hooks of an application
+    #[command(subcommand)]
+    Hooks(HooksCommand),
     /// Run the controller: schedules, backups, restores and metrics
     #[command(after_help = crate::controller::HELP)]
     Controller(crate::controller::ControllerArgs),
@@ -140,6 +143,78 @@ pub struct ExplainArgs {
     /// How it is printed
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
+}
+
+/// What can be done with hooks.
+#[derive(Debug, Subcommand)]
+pub enum HooksCommand {
+    /// Run prepare, freeze and thaw against the live pods, without a snapshot, and say how long each step took
+    #[command(after_help = HOOKS_TEST_HELP)]
+    Test(HooksTestArgs),
+}
+
+const HOOKS_TEST_HELP: &str = "\
+The applications ARE frozen, for as long as the freeze and the thaw themselves take: milliseconds when all is well, at
+most --max-hold whatever happens. It is done as a backup does it (same pods, same account, same checks), by you and not by
+the controller, and leaves no object behind.
+
+Examples:
+  stillpoint hooks test -n shop nightly                      every application of policy nightly
+  stillpoint hooks test -n shop --selector app=db            one application, its template found by its image
+  stillpoint hooks test -n shop --selector app=db --template generic --param freeze='app-cli pause' \\
+      --param thaw='app-cli resume' --param probe='app-cli status | grep -q paused'
+
+Hooks run as the namespace's account stillpoint-hooks, so you need the right to impersonate it; --as-me runs them with
+your own rights instead, which need `create pods/exec`.
+
+Exit codes: 0 frozen and thawed, 1 refused, failed or not proven thawed (the report says which), 64 wrong usage.";
+
+/// Arguments of `hooks test`.
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["policy", "selector"])))]
+pub struct HooksTestArgs {
+    /// A policy: all of its applications, in its order and with its bounds
+    #[arg(value_name = "POLICY")]
+    pub policy: Option<String>,
+    /// Labels of the pods of one application, e.g. app=db,tier=data
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = pairs)]
+    pub selector: Option<Pairs>,
+    /// Template of the application. Default: the one that its image finds
+    #[arg(long, value_name = "NAME", requires = "selector")]
+    pub template: Option<String>,
+    /// The template is a HookTemplate of the namespace, not a ClusterHookTemplate
+    #[arg(long, requires = "template")]
+    pub namespaced: bool,
+    /// A parameter of the template; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair, requires = "selector")]
+    pub param: Vec<(String, String)>,
+    /// Container in which the hooks run. Default: the template's, else the first
+    #[arg(long, value_name = "NAME", requires = "selector")]
+    pub container: Option<String>,
+    /// Longest time from freeze to thaw. Default: the policy's, else 30s
+    #[arg(long, value_name = "DURATION", requires = "selector")]
+    pub max_hold: Option<ShortDuration>,
+    /// Run the hooks with your own rights
+    #[arg(long)]
+    pub as_me: bool,
+    /// How the result is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Labels of a selector.
+#[derive(Clone, Debug)]
+pub struct Pairs(pub Vec<(String, String)>);
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not NAME=VALUE")),
+    }
+}
+
+fn pairs(text: &str) -> Result<Pairs, String> {
+    text.split(',').map(pair).collect::<Result<Vec<_>, _>>().map(Pairs)
 }
 
 /// What can be done with backups.

@@ -11,12 +11,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::placeholder::{self, Part};
-use super::{Freeze, Parameter, ParameterType, Recipe, Session};
+use super::{Commands, Freeze, Parameter, ParameterType, Recipe, Session};
 use crate::validate::Finding;
 
 /// The recipe with every parameter replaced by its value (`parameters`, else its default).
 ///
-/// The result has no parameters left; its session texts still hold `{{n}}`, `{{i}}`, `{{lease}}` and
+/// The result has no parameters left, and `preHook` and `postHook` have become `freeze.commands`; its session texts still hold `{{n}}`, `{{i}}`, `{{lease}}` and
 /// `{{acquireSeconds}}`, which are filled when the hold runs.
 ///
 /// # Errors
@@ -72,7 +72,21 @@ pub fn substitute(recipe: &Recipe, parameters: &BTreeMap<String, String>) -> Res
         texts_mut(session).into_iter().for_each(literal);
     }
     resolved.parameters.clear();
+    normalise(&mut resolved);
     Ok(resolved)
+}
+
+/// The short form is `freeze.commands`: what does the same has the same digest.
+fn normalise(recipe: &mut Recipe) {
+    if recipe.freeze.is_none()
+        && let (Some(pre), Some(post)) = (recipe.pre_hook.take(), recipe.post_hook.take())
+    {
+        recipe.freeze = Some(Freeze::Commands(Commands {
+            freeze: pre.command,
+            thaw: post.command,
+            ..Commands::default()
+        }));
+    }
 }
 
 /// SHA-256 over the canonical JSON (sorted keys, no white space) of a resolved recipe, in hex.
@@ -373,6 +387,22 @@ mod tests {
         assert_eq!(digest(&one), digest(&again));
         assert_ne!(digest(&one), digest(&other));
         assert_eq!(digest(&one).len(), 64);
+    }
+
+    #[test]
+    fn the_short_form_of_two_commands_has_the_digest_of_the_long_one() {
+        let short: Recipe = serde_json::from_value(serde_json::json!({
+            "parameters": [{"name": "path"}],
+            "preHook": {"command": ["lock", "{{path}}"]}, "postHook": {"command": ["unlock"]}
+        }))
+        .unwrap();
+        let long: Recipe = serde_json::from_value(serde_json::json!({
+            "freeze": {"commands": {"freeze": ["lock", "/data"], "thaw": ["unlock"]}}
+        }))
+        .unwrap();
+        let short = substitute(&short, &set(&[("path", "/data")])).unwrap();
+        assert_eq!(short.freeze, long.freeze);
+        assert_eq!(digest(&short), digest(&substitute(&long, &set(&[])).unwrap()));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub fn recipe(recipe: &Recipe, kind: &str, name: &str) -> Vec<Finding> {
         found.extend(stages(recipe, held));
     }
     found.extend(volume_roles(recipe));
+    found.extend(commands_print_nothing(recipe));
     found.extend(parameters(recipe));
     found.extend(placeholders(recipe));
     found.extend(role(recipe));
@@ -68,12 +69,32 @@ pub fn advice(recipe: &Recipe) -> Vec<Finding> {
                 ));
             }
         }
-        Some(Freeze::Commands(commands)) if commands.probe.is_empty() => found.push(Finding::new(
-            "spec.freeze.commands.probe",
+        Some(Freeze::Commands(commands)) => {
+            if commands.probe.is_empty() {
+                found.push(Finding::new(
+                    "spec.freeze.commands.probe",
+                    "ContinuityDeclared",
+                    if commands.allow_without_deadline {
+                        "without a probe nothing shows that it was frozen: a backup with this template is at most Crash"
+                    } else {
+                        "without a probe the frozen state is never seen: the grade is Declared"
+                    },
+                ));
+            }
+            if commands.allow_without_deadline && recipe.recover.is_none() {
+                found.push(Finding::new(
+                    "spec.recover",
+                    "FreezeWithoutDeadline",
+                    "nothing in the pod ends this freeze when the controller is gone: write recover, or remove allowWithoutDeadline where the container has a shell",
+                ));
+            }
+        }
+        None if recipe.pre_hook.is_some() => found.push(Finding::new(
+            "spec.preHook",
             "ContinuityDeclared",
-            "without a probe the frozen state is never seen: the grade is Declared",
+            "two commands without a probe: the frozen state is never seen, and the grade is Declared; freeze.commands takes a probe",
         )),
-        Some(Freeze::Commands(_) | Freeze::None {}) | None => {}
+        Some(Freeze::None {}) | None => {}
     }
     let locks = match &recipe.freeze {
         Some(Freeze::Session(held)) => held.locks,
@@ -164,6 +185,29 @@ fn role(recipe: &Recipe) -> Vec<Finding> {
         ));
     }
     found
+}
+
+/// Two commands: what they print is dropped, so that nothing they print can be asked for.
+fn commands_print_nothing(recipe: &Recipe) -> Vec<Finding> {
+    if !matches!(recipe.freeze, Some(Freeze::Commands(_))) && recipe.pre_hook.is_none() {
+        return Vec::new();
+    }
+    let settings = recipe.crash_safe.as_ref().is_some_and(|safe| !safe.settings.is_empty());
+    [
+        (!recipe.evidence.is_empty(), "spec.evidence"),
+        (!recipe.data_paths.is_empty(), "spec.dataPaths"),
+        (settings, "spec.crashSafe.settings"),
+    ]
+    .into_iter()
+    .filter(|(asked, _)| *asked)
+    .map(|(_, path)| {
+        Finding::new(
+            path,
+            "EvidenceNotPrinted",
+            "two commands print no EVIDENCE lines, so that this is never known: use a session, or remove it",
+        )
+    })
+    .collect()
 }
 
 fn parameters(recipe: &Recipe) -> Vec<Finding> {
@@ -288,27 +332,7 @@ fn used_names(recipe: &Recipe) -> BTreeSet<&str> {
 }
 
 fn not_supported_yet(recipe: &Recipe) -> Vec<Finding> {
-    let commands = matches!(recipe.freeze, Some(Freeze::Commands(_)));
     [
-        (
-            commands,
-            "spec.freeze.commands",
-            "holding by two commands",
-            "use a session, or none with crashSafe",
-        ),
-        (
-            recipe.pre_hook.is_some(),
-            "spec.preHook",
-            "holding by two commands",
-            "use freeze.session, or freeze.none with crashSafe",
-        ),
-        (
-            recipe.post_hook.is_some(),
-            "spec.postHook",
-            "holding by two commands",
-            "use freeze.session, or freeze.none with crashSafe",
-        ),
-        (recipe.stall_probe.is_some(), "spec.stallProbe", "a stall probe", "remove it"),
         (
             !recipe.after_restore.is_empty(),
             "spec.afterRestore",

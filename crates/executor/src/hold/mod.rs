@@ -4,10 +4,13 @@
 //! grammar to its last byte, or carries another nonce, is [`protocol::Parsed::Foreign`] and proves nothing;
 //! what is sent is rendered from a text whose every placeholder has a value, one write per block.
 
+pub mod direct;
 pub mod holder;
 pub mod nonce;
 pub mod protocol;
 pub mod text;
+pub mod texts;
+pub mod trial;
 
 #[cfg(test)]
 mod fixtures;
@@ -18,3 +21,4 @@ pub use protocol::{
     Report, ReportKey, Role, begins_with_word,
 };
 pub use text::{Placeholder, QuoteError, Text, TextError, TextValues, quote_sql_literal};
+pub use texts::{HoldRecipe, HoldTexts, SessionTexts};

@@ -175,6 +175,14 @@ impl Ownership {
         Self { shared: Arc::new(shared) }
     }
 
+    /// The ownership of a process that claims nothing, so that no other replica takes anything over from it: of a
+    /// rehearsal. FREEZE may be written until `lasts` from now.
+    pub fn unclaimed(identity: impl Into<String>, now: Mono, lasts: Duration) -> Self {
+        let this = Self::new(identity, "", Timing { lease: lasts * 2, ..Timing::default() });
+        this.shared.own.send_replace(OwnLease::renewed_at(now));
+        this
+    }
+
     /// Identity in claims and journals.
     pub fn identity(&self) -> &str {
         &self.shared.identity

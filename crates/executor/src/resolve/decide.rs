@@ -11,7 +11,7 @@ use stillpoint_api::policy::{
     BackupPolicySpec, Continuity, FreezeBounds, Requirement, RunBounds, SnapshotOptions, TemplateRef,
 };
 use stillpoint_api::snapshot::VolumeSnapshotClass;
-use stillpoint_api::template::{Freeze, Recipe, Session, digest, substitute};
+use stillpoint_api::template::{Freeze, Recipe, digest, substitute};
 
 use super::choose::PodRule;
 use super::groups::{self, GroupOptions};
@@ -22,9 +22,8 @@ use super::shared::{self, Owners};
 use super::{LookAgain, Refusal, Resolution, RunHold, RunPrepare, limits, window};
 use crate::context::HOOKS_ACCOUNT;
 use crate::exec::ExecTarget;
-use crate::hold::Nonce;
-use crate::run::{ApplicationId, CutPlan, HoldPlan, MAX_LEASE, MemberId, Plan};
-use crate::session::SessionTexts;
+use crate::hold::{HoldRecipe, Nonce};
+use crate::run::{ApplicationId, CutPlan, HoldPlan, MemberId, Plan};
 use crate::storage::StorageTable;
 
 /// Default time for prepare (docs/api.md).
@@ -334,9 +333,13 @@ impl Picked<'_> {
                     timeout: prepare.timeout.map_or(PREPARE_TIMEOUT, |timeout| timeout.get()),
                 });
             }
-            if let Some(Freeze::Session(session)) = &self.recipe.freeze {
+            if hold != HoldKind::None {
                 let nonce = nonces.next().ok_or_else(limits::too_many_holds)?;
-                let mut held = self.hold(held, session, &members, nonce)?;
+                let how = HoldRecipe::of(&self.recipe, nonce).map_err(|error| {
+                    Refusal::stands("TemplateInvalid", format!("application {}: {error}", self.name()))
+                })?;
+                let Some(how) = how else { continue };
+                let mut held = self.hold(held, how, &members, nonce);
                 held.plan.stages = stages;
                 into.plan.holds.push(held.plan.clone());
                 into.holds.push(held);
@@ -366,7 +369,7 @@ impl Picked<'_> {
             copy_safe: recipe.copy_safe.clone().map(|safe| safe.proof).unwrap_or_default(),
             layout: recipe.layout,
             stages: if stages > 1 { stages } else { 0 },
-            probed: false,
+            probed: matches!(&recipe.freeze, Some(Freeze::Commands(commands)) if !commands.probe.is_empty()),
             settings: crash_safe.settings,
             position: session.and_then(|session| session.position.clone()),
             thaw_proves_lock: session
@@ -418,21 +421,13 @@ impl Picked<'_> {
         }
     }
 
-    fn hold(
-        &self,
-        held: &HeldPod<'_>,
-        session: &Session,
-        members: &[Planned],
-        nonce: &Nonce,
-    ) -> Result<RunHold, Refusal> {
-        let texts = SessionTexts::parse(session).map_err(|error| {
-            Refusal::stands("TemplateInvalid", format!("application {}: {error}", self.name()))
-        })?;
-        let lease = session.lease.duration.map_or(MAX_LEASE, |lease| lease.get()).min(MAX_LEASE);
+    fn hold(&self, held: &HeldPod<'_>, how: HoldRecipe, members: &[Planned], nonce: &Nonce) -> RunHold {
+        let stall_probe =
+            self.recipe.stall_probe.as_ref().map(|probe| probe.command.clone()).unwrap_or_default();
         let uid = held.pod.uid().unwrap_or_default();
         let mount_paths: Vec<String> =
             members.iter().flat_map(|planned| planned.member.mounted_in(&uid).to_vec()).collect();
-        Ok(RunHold {
+        RunHold {
             plan: HoldPlan {
                 application: self.name().to_owned(),
                 pod_name: held.pod.name_any(),
@@ -440,23 +435,24 @@ impl Picked<'_> {
                 container: held.container.name.clone(),
                 container_state: container_state(held.pod, &held.container.name).unwrap_or_default(),
                 nonce: nonce.to_string(),
-                locks: session.locks,
-                lease,
-                lease_unit: Some(session.lease.unit),
+                locks: how.locks,
+                lease: how.lease,
+                lease_unit: how.lease_unit,
                 order: self.one.application.spec.order,
                 stages: 1,
-                canary: false,
-                stall_probe: false,
-                local: session.local.clone(),
+                canary: how.canary,
+                stall_probe: !stall_probe.is_empty(),
+                local: how.local,
                 data_paths: self.recipe.data_paths.clone(),
                 foreign_mounts: foreign_mounts(held.container, &mount_paths),
                 mount_paths,
             },
-            target: self.target(held, session.command.clone(), true),
-            texts,
+            target: self.target(held, how.argv, true),
+            texts: how.texts,
+            stall_probe,
             nonce: nonce.clone(),
             facts: self.recipe.evidence.len(),
-        })
+        }
     }
 }
 
@@ -465,8 +461,9 @@ pub(super) fn hold_kind(recipe: &Recipe) -> HoldKind {
     match &recipe.freeze {
         Some(Freeze::Session(session)) if session.locks => HoldKind::Session,
         Some(Freeze::Session(_)) => HoldKind::Observer,
+        Some(Freeze::Commands(commands)) if commands.allow_without_deadline => HoldKind::Direct,
         Some(Freeze::Commands(_)) => HoldKind::Commands,
-        Some(Freeze::None {}) => HoldKind::None,
-        None => HoldKind::Commands,
+        // The short form is `freeze.commands` once its parameters are filled in.
+        Some(Freeze::None {}) | None => HoldKind::None,
     }
 }

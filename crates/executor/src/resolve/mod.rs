@@ -30,9 +30,8 @@ pub use limits::MAX_HOLDS;
 pub use refusal::{Refusal, SNAPSHOT_IN_FLIGHT};
 
 use crate::exec::ExecTarget;
-use crate::hold::Nonce;
+use crate::hold::{HoldTexts, Nonce};
 use crate::run::{HoldPlan, Plan};
-use crate::session::SessionTexts;
 
 /// Everything one attempt needs, resolved and checked.
 #[derive(Clone, Debug)]
@@ -99,7 +98,9 @@ pub struct RunHold {
     /// Where and what.
     pub target: ExecTarget,
     /// What it is told.
-    pub texts: SessionTexts,
+    pub texts: HoldTexts,
+    /// Argv of the template's stall probe; empty: it has none.
+    pub stall_probe: Vec<String>,
     /// Only lines with it count.
     pub nonce: Nonce,
     /// How many facts its template says that it tells.

@@ -18,6 +18,8 @@ pub(super) const LOST_BEFORE_LEASE: Duration = Duration::from_secs(3);
 pub(super) const LATE: Duration = Duration::from_secs(2);
 /// The fact by which a hold says that somebody else froze the application before us (§2.6).
 pub(super) const FOREIGN_FREEZE: &str = "foreign_freeze";
+/// The fact by which a holder says that the freeze command failed; it has been thawed, or is being.
+pub(super) const FREEZE_FAILED: &str = "freeze_failed";
 /// Facts beyond these bounds are dropped (docs/api.md, limits).
 const MAX_FACTS: usize = 32;
 const MAX_FACT: usize = 1024;

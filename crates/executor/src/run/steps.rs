@@ -6,7 +6,7 @@ use std::time::Duration;
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::HoldAnswer;
 
-use super::hold::{BEAT_EVERY, FOREIGN_FREEZE, HeldStage, HoldPhase, LATE};
+use super::hold::{BEAT_EVERY, FOREIGN_FREEZE, FREEZE_FAILED, HeldStage, HoldPhase, LATE};
 use super::release::{release, release_next};
 use super::stall::probed;
 use super::timers::fired;
@@ -108,7 +108,15 @@ fn said(run: &mut Run, id: HoldId, word: Word, now: Now, out: &mut Vec<Effect>) 
     match word {
         Word::Evidence { key, value } => {
             let foreign = key == FOREIGN_FREEZE && value != "0" && hold.frozen.is_none();
+            let failed = (key == FREEZE_FAILED && hold.phase == HoldPhase::Freezing).then(|| {
+                let what = "the freeze command failed with code";
+                Abort::new(Reason::LockNotAcquired, format!("{}: {what} {value}; it is thawed", hold.place()))
+            });
             hold.keep_fact(key, value);
+            if let Some(why) = failed {
+                give_up(run, why, now, out);
+                return;
+            }
             if foreign && hold.alive() {
                 hold.foreign = true;
                 let why = Abort::new(

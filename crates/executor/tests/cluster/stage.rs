@@ -45,6 +45,8 @@ pub struct Wish {
     pub more: &'static [(&'static str, &'static str)],
     /// On how many volumes the template is proven.
     pub layout: &'static str,
+    /// What the template has instead of the session, or besides it; `DATA` stands for the volume's directory.
+    pub recipe: Option<Value>,
 }
 
 impl Default for Wish {
@@ -60,6 +62,7 @@ impl Default for Wish {
             class: CLASS,
             more: &[],
             layout: "OneVolume",
+            recipe: None,
         }
     }
 }
@@ -430,6 +433,25 @@ fn template(cluster: &SimCluster, wish: &Wish) -> Value {
             "command": ["sh", "-c", undo], "probe": ["test", "-f", format!("{volume}/stuck")],
         });
     }
+    let spec = match &wish.recipe {
+        None => spec,
+        Some(other) => {
+            let other = other.to_string().replace("DATA", &path(mount(cluster)));
+            let other: Value = serde_json::from_str(&other).unwrap();
+            let mut spec = if other.get("freeze").is_some() || other.get("preHook").is_some() {
+                json!({})
+            } else {
+                spec
+            };
+            for (key, value) in other.as_object().unwrap() {
+                match key.as_str() {
+                    "canary" => spec["freeze"]["session"]["canary"] = value.clone(),
+                    _ => spec[key] = value.clone(),
+                }
+            }
+            spec
+        }
+    };
     let recipe: Recipe = serde_json::from_value(spec.clone()).unwrap();
     assert_eq!(stillpoint_api::validate::recipe(&recipe, "HookTemplate", "database"), []);
     json!({

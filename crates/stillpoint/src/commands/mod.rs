@@ -5,13 +5,14 @@ mod crd;
 pub mod describe;
 mod doctor;
 mod explain;
+mod hooks;
 pub mod lint;
 mod restore;
 mod verify;
 
 use stillpoint_api::clock::SystemClock;
 
-use crate::cli::{BackupCommand, Cli, Command, RestoreCommand};
+use crate::cli::{BackupCommand, Cli, Command, HooksCommand, RestoreCommand};
 use crate::cluster::Cluster;
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -47,6 +48,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
                 BackupCommand::VerifyEvidence(args) => verify::run(&cluster, &args).await,
             }
         }),
+        Command::Hooks(HooksCommand::Test(args)) => connected(hooks::test(&cli.cluster, &args)),
         Command::Restore(RestoreCommand::Run(args)) => connected(async {
             let cluster = Cluster::connect(&cli.cluster).await?;
             restore::run(&cluster, &args, &clock).await

@@ -141,10 +141,7 @@ fn a_freeze_has_a_thaw() {
         held(json!({"freeze": {"commands": {"freeze": ["a"], "thaw": []}}})).contains(&"FreezeWithoutThaw")
     );
     assert_eq!(held(json!({})), ["NoFreeze"]);
-    assert_eq!(
-        held(json!({"freeze": {"none": {}}, "preHook": {"command": ["a"]}})),
-        ["FreezeAndHooks", "NotSupportedYet"]
-    );
+    assert_eq!(held(json!({"freeze": {"none": {}}, "preHook": {"command": ["a"]}})), ["FreezeAndHooks"]);
     assert_eq!(held(json!({"freeze": {"none": {}}})), Vec::<&str>::new());
 }
 
@@ -152,7 +149,6 @@ fn a_freeze_has_a_thaw() {
 fn what_is_not_supported_yet_is_refused_and_never_ignored() {
     let command = json!({"command": ["x"]});
     for (pointer, value) in [
-        ("/stallProbe", command.clone()),
         ("/afterRestore", json!([{"name": "a", "command": ["x"]}])),
         ("/checks", json!([{"name": "a", "command": ["x"]}])),
         ("/drillSafe", json!("Standalone")),
@@ -162,10 +158,46 @@ fn what_is_not_supported_yet_is_refused_and_never_ignored() {
 }
 
 #[test]
+fn two_commands_are_a_template_in_either_form() {
+    for value in [
+        json!({"preHook": {"command": ["a"]}, "postHook": {"command": ["b"]}}),
+        json!({"freeze": {"commands": {"freeze": ["a"], "thaw": ["b"], "probe": ["c"]}}, "stallProbe": {"command": ["d"]},
+            "recover": {"command": ["e"], "probe": ["f"]}}),
+    ] {
+        let typed: Recipe = serde_json::from_value(value).unwrap();
+        assert_eq!(recipe(&typed, "HookTemplate", "t"), []);
+    }
+}
+
+#[test]
+fn what_commands_print_cannot_be_asked_for() {
+    let hooks = json!({"preHook": {"command": ["a"]}, "postHook": {"command": ["b"]}});
+    for (key, value) in [
+        ("evidence", json!(["durable"])),
+        ("dataPaths", json!(["datadir"])),
+        ("crashSafe", json!({"source": "x", "settings": [{"name": "durable", "allowed": ["1"]}]})),
+    ] {
+        let mut object = hooks.clone();
+        object[key] = value;
+        let typed: Recipe = serde_json::from_value(object).unwrap();
+        let rules: Vec<_> = recipe(&typed, "HookTemplate", "t").into_iter().map(|found| found.rule).collect();
+        assert_eq!(rules, ["EvidenceNotPrinted"], "{key}");
+    }
+}
+
+#[test]
 fn advice_names_what_weakens_the_proof() {
     let typed: Recipe =
         serde_json::from_value(json!({"freeze": {"commands": {"freeze": ["a"], "thaw": ["b"]}}})).unwrap();
     assert_eq!(advice(&typed)[0].rule, "ContinuityDeclared");
+    let typed: Recipe =
+        serde_json::from_value(json!({"preHook": {"command": ["a"]}, "postHook": {"command": ["b"]}}))
+            .unwrap();
+    assert_eq!(advice(&typed)[0].rule, "ContinuityDeclared");
+    let direct = json!({"freeze": {"commands":
+        {"freeze": ["a"], "thaw": ["b"], "probe": ["c"], "allowWithoutDeadline": true}}});
+    let typed: Recipe = serde_json::from_value(direct).unwrap();
+    assert_eq!(advice(&typed)[0].rule, "FreezeWithoutDeadline");
     let typed: Recipe =
         serde_json::from_value(json!({"freeze": {"none": {}}, "parameters": [{"name": "a"}]})).unwrap();
     assert_eq!(
