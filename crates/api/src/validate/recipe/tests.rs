@@ -147,7 +147,6 @@ fn a_freeze_has_a_thaw() {
 
 #[test]
 fn what_is_not_supported_yet_is_refused_and_never_ignored() {
-    let command = json!({"command": ["x"]});
     for (pointer, value) in [
         ("/afterRestore", json!([{"name": "a", "command": ["x"]}])),
         ("/checks", json!([{"name": "a", "command": ["x"]}])),
