@@ -19,7 +19,7 @@ use tracing::{error, info};
 
 use super::templates_kept::{self, KeptError};
 use crate::context::{Context, bounded};
-use crate::exec::{ExecTarget, Outcome, run_once};
+use crate::exec::{ExecTarget, OneShot, Outcome, run_once};
 use crate::happenings::Happenings;
 use crate::journal::{Journal, JournalError};
 use crate::observer::RunLabels;
@@ -40,6 +40,11 @@ pub enum Undo {
     LeaveForeign,
     /// The server ends the session by itself: it is gone when its lease has passed.
     EndsWithLease,
+    /// Its lock was never seen to be acquired: whether writers are stuck behind it can be asked (§3).
+    AskStuck {
+        /// Prints nothing or `none` when nobody is stuck.
+        probe: Vec<String>,
+    },
     /// The holder in the pod thaws by its own deadline, and nothing can be asked.
     EndsWithHolder,
     /// The holder in the pod thaws by its own deadline; whether it did can be asked.
@@ -71,8 +76,11 @@ pub fn undo(hold: &HoldEvidence, kind: HoldKind, recipe: Option<&Recipe>) -> Und
         let (probe, command) = (recover.probe.clone(), recover.command.clone());
         return Undo::Command { probe, command, after_lease: session };
     }
-    if session {
-        return Undo::EndsWithLease;
+    let stall = recipe.and_then(|recipe| recipe.stall_probe.as_ref()).filter(|_| hold.frozen.is_none());
+    match stall {
+        Some(stall) if session => return Undo::AskStuck { probe: stall.command.clone() },
+        None if session => return Undo::EndsWithLease,
+        Some(_) | None => {}
     }
     let (thaw, probe) = recipe.map(commands).unwrap_or_default();
     match (kind, thaw.is_empty(), probe.is_empty()) {
@@ -113,6 +121,12 @@ pub fn answer(outcome: &Outcome) -> Answer {
         Outcome::Exited(code) => Answer::No(*code),
         Outcome::Failed(_) | Outcome::Unknown(_) => Answer::Unknown(format!("{outcome:?}")),
     }
+}
+
+/// What a stall probe prints when nobody is stuck: nothing, or `none`.
+fn nobody_is_stuck(stdout: &str) -> bool {
+    let first = stdout.lines().map(str::trim).find(|line| !line.is_empty());
+    first.is_none_or(|line| line.eq_ignore_ascii_case("none"))
 }
 
 /// Nonces of holds that count as frozen when a run is found in its window: every one that locks.
@@ -191,7 +205,7 @@ impl Quiesce<'_> {
                 match self.undo_of(status, hold, kind).await {
                     Ok(undo) => {
                         let needs_lease = match &undo {
-                            Undo::EndsWithLease => true,
+                            Undo::EndsWithLease | Undo::AskStuck { .. } => true,
                             Undo::Command { after_lease, .. } => *after_lease,
                             Undo::LeaveForeign | Undo::EndsWithHolder | Undo::AskOnly { .. } => false,
                         };
@@ -259,6 +273,16 @@ impl Quiesce<'_> {
                 }
                 Try::Proven("its holder's deadline has passed".to_owned())
             }
+            Undo::AskStuck { probe } => match self.run(hold, probe).await {
+                Ok(done) if done.outcome != Outcome::Exited(0) => {
+                    Try::NotYet(format!("its stall probe gave no answer ({:?})", done.outcome))
+                }
+                Ok(done) if nobody_is_stuck(&done.stdout) => {
+                    Try::Proven("nobody is stuck behind its lock".to_owned())
+                }
+                Ok(_) => Try::NotYet("writers are stuck behind the lock that it asked for".to_owned()),
+                Err(why) => Try::NotYet(format!("its stall probe gave no answer ({why})")),
+            },
             Undo::AskOnly { probe } => match self.ask(hold, probe).await {
                 Answer::No(_) => Try::Proven("its probe says that it is not frozen".to_owned()),
                 Answer::Yes => Try::NotYet("its probe says that it is still frozen".to_owned()),
@@ -288,8 +312,15 @@ impl Quiesce<'_> {
         }
     }
 
-    /// Runs a command as the hooks account. Its output stays where it is: it may quote data.
     async fn ask(&self, hold: &HoldEvidence, argv: &[String]) -> Answer {
+        match self.run(hold, argv).await {
+            Ok(done) => answer(&done.outcome),
+            Err(why) => Answer::Unknown(why),
+        }
+    }
+
+    /// Runs a command as the hooks account. Its output stays where it is: it may quote data.
+    async fn run(&self, hold: &HoldEvidence, argv: &[String]) -> Result<OneShot, String> {
         let namespace = self.labels.namespace.clone();
         let target = ExecTarget {
             impersonate: self.context.impersonate.then(|| ExecTarget::hooks_user(&namespace)),
@@ -300,12 +331,11 @@ impl Quiesce<'_> {
             argv: argv.to_vec(),
             stdin: false,
         };
-        match run_once(&*self.context.exec, &target, None, COMMAND_WITHIN).await {
-            Ok(done) => match done.refusal() {
-                Some(error) => Answer::Unknown(error.to_string()),
-                None => answer(&done.outcome),
-            },
-            Err(error) => Answer::Unknown(error.to_string()),
+        let done = run_once(&*self.context.exec, &target, None, COMMAND_WITHIN).await;
+        let done = done.map_err(|error| error.to_string())?;
+        match done.refusal() {
+            Some(error) => Err(error.to_string()),
+            None => Ok(done),
         }
     }
 
@@ -415,6 +445,16 @@ mod tests {
         let recipe = recipe(serde_json::json!({"recover": {"command": ["r"]}}));
         assert_eq!(undo(&foreign("1"), HoldKind::Commands, Some(&recipe)), Undo::LeaveForeign);
         assert_ne!(undo(&foreign("0"), HoldKind::Commands, Some(&recipe)), Undo::LeaveForeign);
+    }
+
+    #[test]
+    fn a_lock_that_was_never_seen_is_asked_about_until_nobody_is_stuck_behind_it() {
+        let recipe = recipe(serde_json::json!({"stallProbe": {"command": ["s"]}}));
+        let asked = undo(&HoldEvidence::default(), HoldKind::Session, Some(&recipe));
+        assert_eq!(asked, Undo::AskStuck { probe: vec!["s".to_owned()] });
+        let frozen = HoldEvidence { frozen: Some(Default::default()), ..HoldEvidence::default() };
+        assert_eq!(undo(&frozen, HoldKind::Session, Some(&recipe)), Undo::EndsWithLease);
+        assert!(nobody_is_stuck("\n none\n") && nobody_is_stuck("") && !nobody_is_stuck("41 SELECT\n"));
     }
 
     #[test]

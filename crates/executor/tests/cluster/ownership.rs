@@ -8,10 +8,10 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use stillpoint_api::Backup;
-use stillpoint_api::backup::{JournalKind, LEFT_QUIESCED};
+use stillpoint_api::backup::{JournalKind, LEFT_QUIESCED, Phase};
 use stillpoint_api::evidence::Consistency;
 use stillpoint_executor::ownership::Timing;
-use stillpoint_simcluster::{Fault, FaultAction};
+use stillpoint_simcluster::{Fault, FaultAction, Knobs};
 
 use crate::controller::{Controller, brief};
 use crate::stage::{NAMESPACE, SOON, Stage, Wish, application, create, eventually, journal, why};
@@ -211,6 +211,42 @@ async fn a_run_is_cancelled_wherever_it_stands() {
     stage.failed_cleanly(&backup, "Cancelled").await;
     assert_eq!(stage.went_through()[..3], ["opened", "frozen", "thawed"], "it was told to let go");
     workloads_are_free(&stage).await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_run_that_settles_is_cancelled_and_its_snapshots_go() {
+    let stage = Stage::faithful("cancelled-settling").await;
+    stage.cluster.set_knobs(Knobs { ready_delay: Duration::from_secs(60), ..Knobs::default() });
+    stage.back_up("b").await;
+    eventually("it settles", SOON, async || {
+        let backup = stage.backups().get("b").await.unwrap();
+        (backup.status?.phase == Phase::Settling).then_some(())
+    })
+    .await;
+    cancel(&stage, "b").await;
+    let backup = stage.finished_within("b", Duration::from_secs(20)).await;
+    stage.failed_cleanly(&backup, "Cancelled").await;
+    workloads_are_free(&stage).await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_run_whose_replica_was_killed_is_made_sure_of_and_not_tried_again() {
+    let mut stage = Stage::faithful("cancelled-orphan").await;
+    stage.slow_cuts(SLOW_CUT);
+    let (owner, other) = owner_and_other(&mut stage, "b").await;
+    owner.kill();
+    cancel(&stage, "b").await;
+    let backup = stage.finished_within("b", Duration::from_secs(60)).await;
+    let entries = &backup.status.as_ref().unwrap().journal;
+    let waited = entries[1].at.0.duration_since(entries[0].at.0).unsigned_abs();
+    let least = Duration::from_secs(5) + brief().past_promise + brief().ready_lease;
+    assert!(waited >= least, "the wait for the hold was cut short: {waited:?}");
+    stage.failed_cleanly(&backup, "Cancelled").await;
+    assert_eq!(backup.status.unwrap().attempt, 1);
+    workloads_are_free(&stage).await;
+    stage.controller = Some(other);
     stage.end().await;
 }
 
