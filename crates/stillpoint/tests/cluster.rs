@@ -86,7 +86,7 @@ fn answer(mut stream: TcpStream, answers: &[(String, Answer)], posted: &Mutex<Ve
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let key = format!("{method} {}", path.trim_end_matches('?'));
     let found = answers.iter().find(|(canned, _)| *canned == key).map(|(_, answer)| answer.clone());
-    if method == "POST" {
+    if method == "POST" || method == "PATCH" {
         let body: Value = serde_json::from_slice(&body).unwrap();
         posted.lock().unwrap().push(body.clone());
         return match found {
@@ -193,6 +193,28 @@ fn a_run_is_followed_to_its_verdict() {
     assert_eq!(posted[0]["spec"]["run"]["policyRef"]["name"], "nightly");
     assert_eq!(posted[0]["spec"]["trigger"], "Manual");
     assert_eq!(posted[0]["spec"]["run"].as_object().unwrap().len(), 1, "nothing beside the policy");
+}
+
+#[test]
+fn a_run_is_cancelled_by_one_field_and_a_finished_one_is_not() {
+    let running = backup(json!({"phase": "Freezing", "attempt": 1}));
+    let server = Server::answering(
+        "cancel",
+        vec![
+            ("GET ~/backups/b", Answer::Object(200, running.clone())),
+            ("PATCH ~/backups/b", Answer::Object(200, running)),
+        ],
+    );
+    let output = server.stillpoint(&["backup", "cancel", "b"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert_eq!(*server.posted.lock().unwrap(), [json!({"spec": {"cancel": true}})]);
+
+    let finished = backup(json!({"phase": "Succeeded", "consistency": "Application"}));
+    let server = Server::answering("cancel-late", vec![("GET ~/backups/b", Answer::Object(200, finished))]);
+    let output = server.stillpoint(&["backup", "cancel", "b"]);
+    assert_eq!(code(&output), 1, "{output:?}");
+    assert!(stderr(&output).contains("it is over"), "{output:?}");
+    assert!(server.posted.lock().unwrap().is_empty());
 }
 
 #[test]

@@ -260,10 +260,11 @@ impl Ownership {
         let mut ours: Option<Lease> = None;
         loop {
             let began = clock.mono();
-            let (renewed, looked) =
-                tokio::join!(self.renew(&api, &clock, &mut ours), self.look(&api, &clock));
-            if let Err(error) = looked {
-                debug!(%error, "the Leases of other replicas were not seen");
+            // A look that hangs must not keep the next renewal waiting.
+            let look = tokio::time::timeout(self.within(), self.look(&api, &clock));
+            let (renewed, looked) = tokio::join!(self.renew(&api, &clock, &mut ours), look);
+            if !matches!(looked, Ok(Ok(()))) {
+                debug!(?looked, "the Leases of other replicas were not seen");
             }
             let pause = match renewed {
                 Ok(()) => self.shared.timing.renew,

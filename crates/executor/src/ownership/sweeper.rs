@@ -204,8 +204,16 @@ impl Sweeper {
         groups: &ByBackup<Ours>,
         runs: &BTreeMap<String, RunFacts>,
     ) -> Result<(), RequestError> {
+        // A group goes with everything of its attempt, so it stays while any of that is data.
+        let data: BTreeSet<&str> = snapshots
+            .values()
+            .chain(groups.values())
+            .flatten()
+            .filter(|one| one.kept)
+            .map(|one| one.attempt.as_str())
+            .collect();
         for (backup_uid, group) in groups {
-            for one in group {
+            for one in group.iter().filter(|one| !data.contains(one.attempt.as_str())) {
                 if let Some(why) = stray(one, runs.get(backup_uid)) {
                     self.context.ownership.windows_closed().await;
                     info!(
