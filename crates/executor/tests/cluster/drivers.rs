@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use stillpoint_api::Backup;
 use stillpoint_api::backup::JournalKind;
 use stillpoint_api::evidence::{Consistency, CutKind, CutSignal, Offset, RuleFinding};
-use stillpoint_simcluster::{CutTime, Knobs};
+use stillpoint_executor::storage_path::{PathRun, Queue};
+use stillpoint_simcluster::{CLASS, CutTime, Knobs};
 
 use crate::controller::Controller;
-use crate::stage::{Stage, application, eventually, journal, why};
+use crate::stage::{Stage, Wish, application, eventually, journal, why};
 
 fn run_as(consistency: &str, snapshot: &Value) -> Value {
     json!({
@@ -287,6 +288,52 @@ async fn a_snapshot_that_is_deleted_while_it_is_made_ends_the_run_and_leaves_not
     stage.nothing_is_left().await;
     let cuts = |event: &str| stage.cluster.ledger().iter().filter(|entry| entry.event == event).count();
     assert_eq!(cuts("cut"), cuts("delete"), "what was cut is gone");
+    stage.end().await;
+}
+
+/// A database on four volumes whose lock covers them all.
+fn four() -> Wish {
+    let more = &[("redo", CLASS), ("undo", CLASS), ("binlog", CLASS)];
+    Wish { more, layout: "AnyUnderLock", ..Wish::default() }
+}
+
+#[tokio::test]
+async fn volumes_that_the_driver_makes_one_after_the_other_are_held_for_their_sum() {
+    let stage = Stage::with("serialised", four()).await;
+    stage.cluster.set_knobs(Knobs {
+        one_at_a_time: true,
+        pre_cut_delay: Duration::from_millis(700),
+        ..Knobs::default()
+    });
+    stage.back_up_as("b", run_as("Required", &json!({"group": "Never"}))).await;
+    let backup = stage.finished("b").await;
+    assert_eq!((why(&backup).as_str(), worth(&backup)), ("Completed", Some(Consistency::Application)));
+    let cuts: Vec<_> = stage.cluster.ledger().into_iter().filter(|entry| entry.event == "cut").collect();
+    assert_eq!(cuts.len(), 4);
+    assert!(cuts.iter().all(|cut| cut.at <= thawed_at(&backup)), "one was cut after the thaw");
+    // And the next preflight knows why: not a throttle.
+    let path = PathRun::of(backup.status.as_ref().unwrap()).unwrap();
+    let Some(Queue::Serialised { step }) = path.queue() else { panic!("{path:?}") };
+    assert!(step >= Duration::from_millis(650), "{step:?}");
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn volumes_whose_sum_is_longer_than_the_promise_are_thawed_at_the_deadline_and_all_removed() {
+    let stage = Stage::with("serialised-long", four()).await;
+    stage.cluster.set_knobs(Knobs {
+        one_at_a_time: true,
+        pre_cut_delay: Duration::from_secs(3),
+        ..Knobs::default()
+    });
+    stage.back_up_as("b", run_as("Required", &json!({"group": "Never"}))).await;
+    let backup = stage.finished("b").await;
+    assert_eq!(why(&backup), "CutTimeout");
+    let held = backup.status.as_ref().unwrap().window.as_ref().unwrap().frozen_seconds.unwrap();
+    assert!(held <= 12.0, "held for {held} s of 12");
+    stage.failed_cleanly(&backup, "CutTimeout").await;
+    let count = |event: &str| stage.cluster.ledger().iter().filter(|entry| entry.event == event).count();
+    assert_eq!(count("cut"), count("delete"), "what was cut, in time or late, is gone");
     stage.end().await;
 }
 
