@@ -28,7 +28,7 @@ endef
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build test demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze lint clean
+.PHONY: help setup build test soak mutations demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,12 @@ test: setup ## Format, lints, and all tests that need no cluster
 	$(cargo) fmt --all --check
 	$(cargo) clippy --locked --workspace --all-targets -- -D warnings
 	$(cargo) test --locked --workspace --no-fail-fast
+
+soak: setup ## The fault simulation over SEEDS seeds (default 1000000) on all cores; FIRST=n begins elsewhere
+	$(cargo) run --locked --profile soak -p stillpoint-executor --features simulation --example soak -- --seeds $${SEEDS:-1000000} --first $${FIRST:-0}
+
+mutations: setup ## What the fault simulation notices when it is left out, and after how many seeds
+	$(cargo) run --locked --profile soak -p stillpoint-executor --features simulation --example soak -- --mutations
 
 demo-test: setup ## The demo, and that nothing is left of it however it ends
 	$(cargo) clippy --locked -p stillpoint --features demo --all-targets -- -D warnings

@@ -27,6 +27,8 @@ pub mod restore;
 pub mod run;
 pub mod session;
 pub mod settle;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod snapshot_request;
 pub mod storage;
 pub mod storage_path;

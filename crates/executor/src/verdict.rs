@@ -48,7 +48,7 @@ impl RuleMask {
     pub(crate) const ALL: Self = Self(0x7ff);
 
     /// All but one: for the tests that show that leaving a rule out is noticed.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) const fn without(rule: u8) -> Self {
         Self(Self::ALL.0 & !(1 << rule))
     }

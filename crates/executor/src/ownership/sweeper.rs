@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, ListParams, PartialObjectMeta, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use stillpoint_api::backup::{
-    ATTEMPT_LABEL, BACKUP_UID_LABEL, Backup, CONSISTENCY_ANNOTATION, JournalEntry, Phase,
+    ATTEMPT_LABEL, BACKUP_UID_LABEL, Backup, BackupStatus, CONSISTENCY_ANNOTATION, JournalEntry, Phase,
 };
 use stillpoint_api::clock::Mono;
 use stillpoint_api::group_snapshot::VolumeGroupSnapshot;
@@ -96,7 +96,12 @@ pub fn stray(snapshot: &Ours, run: Option<&RunFacts>) -> Option<Stray> {
 
 /// What a Backup says to the sweeper.
 pub fn run_facts(backup: &Backup) -> RunFacts {
-    let Some(status) = &backup.status else { return RunFacts::default() };
+    backup.status.as_ref().map(facts_of).unwrap_or_default()
+}
+
+/// The same of a status. What no 201 of ours named was never adopted: it is no member, whatever its name
+/// (docs/design/freeze.md §1).
+pub fn facts_of(status: &BackupStatus) -> RunFacts {
     let of_attempt = |entry: &&JournalEntry| entry.attempt == status.attempt;
     let current = status.journal.iter().rev().find(of_attempt).map(|entry| entry.nonce.clone());
     let ended = match status.phase {
@@ -104,9 +109,15 @@ pub fn run_facts(backup: &Backup) -> RunFacts {
         Phase::Succeeded | Phase::Deleting => Some(Ended::Kept),
         Phase::Failed => Some(Ended::Nothing),
     };
-    let singles = status.members.iter().map(|member| member.volume_snapshot.clone());
-    let groups = status.members.iter().filter_map(|member| member.group.as_ref());
-    let members = singles.chain(groups.map(|group| group.volume_group_snapshot.clone())).collect();
+    let adopted = status.members.iter().filter(|member| match &member.group {
+        Some(group) => group.uid.is_some(),
+        None => member.volume_snapshot_uid.is_some(),
+    });
+    let names = adopted.flat_map(|member| {
+        let group = member.group.as_ref().map(|group| group.volume_group_snapshot.clone());
+        std::iter::once(member.volume_snapshot.clone()).chain(group)
+    });
+    let members = names.collect();
     RunFacts { current, ended, members }
 }
 
