@@ -3,14 +3,28 @@
 //! The application is a file that says `frozen` or `open`; what the commands did is in its log.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
+
+use kube::Client;
 
 use serde_json::{Value, json};
 use stillpoint_api::Backup;
+use stillpoint_api::clock::SystemClock;
 use stillpoint_api::evidence::{Consistency, HoldKind};
 use stillpoint_api::policy::Continuity;
+use stillpoint_executor::contents::ContentWatch;
+use stillpoint_executor::context::Context;
+use stillpoint_executor::exec::{KubeExec, exec_client_config};
+use stillpoint_executor::hold::SystemEntropy;
+use stillpoint_executor::observer::Unobserved;
+use stillpoint_executor::ownership::Ownership;
+use stillpoint_executor::rehearsal::{FENCE, Rehearsal, rehearse};
+use stillpoint_executor::run::Reason;
+use stillpoint_executor::storage::StorageTable;
+use tokio::sync::watch;
 
-use crate::stage::{SOON, Stage, Wish, application, eventually, why};
+use crate::stage::{NAMESPACE, SOON, Stage, Wish, application, eventually, why};
 
 const FREEZE: &str = "echo frozen >DATA/state; echo frozen >>DATA/log";
 const THAW: &str = "echo open >DATA/state; echo thawed >>DATA/log";
@@ -199,5 +213,60 @@ async fn writers_left_stuck_behind_a_refused_lock_are_reported_with_who_blocks_t
     stage.back_up("b").await;
     let backup = stage.finished("b").await;
     stage.failed_cleanly(&backup, "LockNotAcquired").await;
+    stage.end().await;
+}
+
+/// As `stillpoint hooks test` does it: without a controller's claim, and without trust in the driver.
+async fn rehearsed(stage: &Stage) -> Rehearsal {
+    let config = exec_client_config(stage.cluster.kube_config());
+    let clock = SystemClock::shared();
+    let context = Context {
+        client: Client::try_from(config.clone()).unwrap(),
+        exec: Arc::new(KubeExec::from_config(config, Arc::clone(&clock)).unwrap()),
+        ownership: Ownership::unclaimed("rehearsal", clock.mono(), FENCE),
+        clock,
+        entropy: Arc::new(SystemEntropy),
+        storage: Arc::new(StorageTable::default()),
+        observer: Arc::new(Unobserved),
+        contents: ContentWatch::new(),
+        impersonate: true,
+    };
+    let run = json!({"applications": [application()], "consistency": "BestEffort",
+        "freeze": {"maxHold": "12s", "acquireTimeout": "2s"}});
+    let backup: Backup = serde_json::from_value(json!({
+        "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Backup",
+        "metadata": {"name": "rehearsal", "namespace": NAMESPACE}, "spec": {"run": run},
+    }))
+    .unwrap();
+    let (_stop, stopping) = watch::channel(None);
+    rehearse(&context, backup, stopping).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_rehearsal_freezes_and_thaws_and_leaves_no_object() {
+    let commands_stage = stage("rehearsed", commands(FREEZE, Some(PROBE), false)).await;
+    let session_stage = Stage::faithful("rehearsed-session").await;
+    for (stage, log) in [
+        (commands_stage, vec!["frozen", "thawed"]),
+        (session_stage, vec!["opened", "frozen", "thawed", "closed"]),
+    ] {
+        let shown = rehearsed(&stage).await;
+        assert_eq!(shown.end, Ok(()));
+        let hold = &shown.record.holds[0];
+        assert!(hold.frozen.is_some() && hold.held.is_some() && hold.thawed.is_some(), "{hold:?}");
+        eventually("it did all of it", SOON, async || (stage.went_through() == log).then_some(())).await;
+        assert_eq!(stage.cluster.ledger(), [], "nothing was cut");
+        assert!(stage.backups().list(&Default::default()).await.unwrap().items.is_empty());
+        stage.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_rehearsal_of_a_freeze_that_fails_says_so_and_is_thawed() {
+    let stage = stage("rehearsed-half", commands(&format!("{FREEZE}; exit 3"), None, false)).await;
+    let shown = rehearsed(&stage).await;
+    assert_eq!(shown.end.unwrap_err().reason, Reason::LockNotAcquired);
+    assert!(shown.record.holds[0].thawed.is_some());
+    assert_eq!(stage.went_through(), ["frozen", "thawed"]);
     stage.end().await;
 }
