@@ -21,6 +21,8 @@ pub const KEPT_TEMPLATE: &str = "template";
 /// Annotation that changes when a run relies on a copy that is there already, so that a removal which was decided before
 /// finds another version.
 const USED_ANNOTATION: &str = "stillpoint.dev/used-by";
+/// Key of `data` under which the recipe is.
+const DATA_KEY: &str = "recipe";
 const PREFIX: &str = "stillpoint-template-";
 /// Tries of a copy that is removed under our hands.
 const TRIES: u32 = 3;
@@ -116,16 +118,37 @@ fn revision(name: &str, recipe: &Recipe, backup_uid: &str) -> ControllerRevision
             annotations: Some(BTreeMap::from([(USED_ANNOTATION.to_owned(), backup_uid.to_owned())])),
             ..ObjectMeta::default()
         },
-        // Only a map with keys that are no strings cannot be a JSON value; a recipe has none.
-        data: Some(RawExtension(serde_json::to_value(recipe).unwrap_or_default())),
+        data: Some(RawExtension(serde_json::json!({DATA_KEY: stable_text(recipe)}))),
         revision: 1,
     }
 }
 
+/// The recipe as a JSON text in which nothing is written differently by another encoder.
+///
+/// The API server compares `data` byte by byte at every write and refuses a change; at a patch it encodes the stored
+/// object anew and writes `<`, `>` and `&` as escapes (Go's `encoding/json`), so that a template with one of them
+/// could never be used twice. As a string with these characters escaped beforehand it stays the same.
+fn stable_text(recipe: &Recipe) -> String {
+    // Only a map with keys that are no strings cannot be a JSON value; a recipe has none.
+    let text = serde_json::to_string(recipe).unwrap_or_default();
+    // In JSON these occur inside of strings only.
+    let mut stable = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                stable.push_str(&format!("\\u{:04x}", u32::from(character)));
+            }
+            other => stable.push(other),
+        }
+    }
+    stable
+}
+
 fn read_recipe(revision: &ControllerRevision, wanted: &str) -> Result<Recipe, KeptError> {
     let changed = |why: String| KeptError::Changed { name: revision.name_any(), why };
-    let data = revision.data.as_ref().map(|data| data.0.clone()).unwrap_or_default();
-    let recipe: Recipe = serde_json::from_value(data).map_err(|error| changed(error.to_string()))?;
+    let data = revision.data.as_ref().and_then(|data| data.0.get(DATA_KEY)).and_then(|text| text.as_str());
+    let recipe: Recipe =
+        serde_json::from_str(data.unwrap_or_default()).map_err(|error| changed(error.to_string()))?;
     let found = digest(&recipe);
     if found != wanted {
         return Err(changed(format!("its digest is {found}")));
@@ -145,11 +168,20 @@ mod tests {
         let mut revision = revision(&kept_name(&of), &recipe, "u");
         assert_eq!(read_recipe(&revision, &of).unwrap(), recipe);
         assert_eq!(kept_digest(&revision.name_any()), Some(of.as_str()));
-        if let Some(data) = &mut revision.data {
-            data.0["description"] = "another".into();
-        }
+        let another = Recipe { description: Some("another".into()), ..recipe.clone() };
+        revision.data = Some(RawExtension(serde_json::json!({DATA_KEY: stable_text(&another)})));
         assert!(read_recipe(&revision, &of).unwrap_err().to_string().contains("its digest is"));
         revision.data = Some(RawExtension(serde_json::json!({"unknown": 1})));
         assert!(matches!(read_recipe(&revision, &of), Err(KeptError::Changed { .. })));
+    }
+    #[test]
+    fn what_is_kept_has_nothing_that_the_api_server_would_write_differently() {
+        let text = "SELECT IF(a>0 AND b<1, 'x&y', '\u{2028}')";
+        let recipe = Recipe { description: Some(text.into()), ..Recipe::default() };
+        let of = digest(&recipe);
+        let revision = revision(&kept_name(&of), &recipe, "u");
+        let sent = serde_json::to_string(&revision.data).unwrap();
+        assert!(!sent.contains(['<', '>', '&', '\u{2028}', '\u{2029}']), "{sent}");
+        assert_eq!(read_recipe(&revision, &of).unwrap(), recipe);
     }
 }
