@@ -726,7 +726,7 @@ impl World {
         self.streams[id].busy = true;
         let frozen = self.streams[id].frozen_at.is_some() && self.streams[id].freed_at.is_none();
         if frozen && self.happens(Fault::ThawFails, 600) {
-            self.streams[id].thaw_failures = 1 + self.faults.rng(Fault::ThawFails).below(8);
+            self.streams[id].thaw_failures = 1 + self.faults.rng(Fault::ThawFails).below(12);
         }
         let takes = if frozen { self.rng.between(2 * MS, 10 * MS) } else { 0 };
         self.after(takes, Happening::Process(id, Step::Thaws { asked }));

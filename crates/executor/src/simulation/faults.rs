@@ -338,6 +338,12 @@ impl Faults {
                     1 => rng.below(12 * S),
                     _ => rng.between(5 * S, 70 * S),
                 };
+                // Stopped with the thaw on its way until the promise has passed: what rule 5 alone finds.
+                let (after, lasts) = if fault == Fault::Stop && near == Milestone::ThawSent {
+                    (after % (4 * MS), lasts.max(12 * S))
+                } else {
+                    (after, lasts)
+                };
                 let skip = if rng.chance(700) { 0 } else { rng.below(6) };
                 if self.enabled & fault.bit() != 0 {
                     strikes.push(Strike { fault, near, skip, after, lasts });
