@@ -139,7 +139,8 @@ impl ContentWatch {
 
     async fn run_singles(self, client: Client) {
         let api: Api<VolumeSnapshotContent> = Api::all(client);
-        let mut events = watcher(api, watcher::Config::default()).boxed();
+        let open = || watcher(api.clone(), watcher::Config::default()).boxed();
+        let mut events = open();
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.take(event),
@@ -148,6 +149,8 @@ impl ContentWatch {
                     // Without the snapshot CRDs this is the normal state; preflight says so to whoever needs them.
                     debug!(%error, "the watch on snapshot contents broke; it is opened again");
                     tokio::time::sleep(RETRY_AFTER).await;
+                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
+                    events = open();
                 }
             }
         }

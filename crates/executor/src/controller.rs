@@ -78,7 +78,8 @@ pub async fn run(
         context,
     });
     let api: Api<Backup> = Api::all(shared.context.client.clone());
-    let mut events = watcher(api, watcher::Config::default()).boxed();
+    let open = || watcher(api.clone(), watcher::Config::default()).boxed();
+    let mut events = open();
     let mut tasks: JoinSet<Key> = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     let ownership = shared.context.ownership.clone();
@@ -105,6 +106,8 @@ pub async fn run(
                     listed.send_replace(false);
                     debug!(%error, "the watch on Backups broke; it is opened again");
                     tokio::time::sleep(Duration::from_millis(500)).await;
+                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
+                    events = open();
                 }
                 Some(Ok(Event::Init)) => {}
                 Some(Ok(Event::InitDone)) => {

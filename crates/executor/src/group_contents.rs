@@ -109,7 +109,8 @@ impl GroupContentWatch {
             return;
         }
         let api: Api<VolumeGroupSnapshotContent> = Api::all(client);
-        let mut events = watcher(api, watcher::Config::default()).boxed();
+        let open = || watcher(api.clone(), watcher::Config::default()).boxed();
+        let mut events = open();
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.take(event),
@@ -117,6 +118,8 @@ impl GroupContentWatch {
                     self.shared.listed.send_replace(false);
                     debug!(%error, "the watch on group snapshot contents broke; it is opened again");
                     tokio::time::sleep(RETRY_AFTER).await;
+                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
+                    events = open();
                 }
             }
         }

@@ -176,7 +176,7 @@ fn every_command_in_a_document_exists_with_its_flags() {
                     continue; // Behind a feature that this binary may lack.
                 }
                 let mut help = vec![command];
-                if ["backup", "restore"].contains(&command) {
+                if ["backup", "restore", "hooks"].contains(&command) {
                     help.extend(named.next());
                 }
                 help.push("--help");

@@ -53,7 +53,8 @@ pub async fn run(
 ) -> Result<(), ControllerError> {
     let happenings = Happenings::new(context.client.clone(), context.ownership.identity());
     let api: Api<Restore> = Api::all(context.client.clone());
-    let mut events = watcher(api, watcher::Config::default()).boxed();
+    let open = || watcher(api.clone(), watcher::Config::default()).boxed();
+    let mut events = open();
     let active: Arc<Mutex<HashSet<(String, String)>>> = Arc::default();
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -66,6 +67,8 @@ pub async fn run(
                     listed.send_replace(false);
                     debug!(%error, "the watch on Restores broke; it is opened again");
                     tokio::time::sleep(Duration::from_millis(500)).await;
+                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
+                    events = open();
                 }
                 Some(Ok(Event::Init | Event::Delete(_))) => {}
                 Some(Ok(Event::InitDone)) => {

@@ -22,7 +22,9 @@ use super::resolve::{self, Resolution};
 use super::runtime::{Handle, micros};
 use super::saga::Happens;
 use super::storage::Asked;
-use crate::run::{Abort, CutId, Effect, End, Entry, Event, HoldId, Now, Reason, Record, Run, Stall, Timer};
+use crate::run::{
+    Abort, CutId, Effect, End, Entry, Event, HoldId, Now, Reason, Record, Run, Stall, Timer, Word,
+};
 
 /// How long the entry before a freeze may take.
 const FREEZING_WITHIN: Duration = Duration::from_secs(5);
@@ -91,6 +93,11 @@ pub async fn carry_out(
         };
         let now = Now { mono: handle.mono(), wall: handle.wall() };
         handle.with(|world| world.note(|| format!("run {backup}: {event:?}")));
+        if let Event::HoldSaid { hold, word: Word::Thawed } = &event
+            && let Some(id) = attempt.streams.get(hold)
+        {
+            handle.with(|world| world.streams[*id].thawed_heard = Some(world.now));
+        }
         for effect in attempt.run.step(event, now) {
             if let Some(end) = attempt.carry(effect, now) {
                 break 'run end;

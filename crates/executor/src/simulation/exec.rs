@@ -144,6 +144,8 @@ pub struct Stream {
     stdin: VecDeque<Input>,
     /// When FREEZE was written.
     pub freeze_sent: Option<Micros>,
+    /// When its THAWED was taken by the replica that held it.
+    pub thawed_heard: Option<Micros>,
     /// When it froze.
     pub frozen_at: Option<Micros>,
     /// The commit at which it froze.
@@ -237,6 +239,7 @@ impl World {
             frozen_at: None,
             frozen_position: None,
             freed_at: None,
+            thawed_heard: None,
             stages: BTreeMap::new(),
             ended_at: None,
             server_ended_at: None,

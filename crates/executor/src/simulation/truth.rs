@@ -215,6 +215,11 @@ impl World {
             let (Some(begun), Some(ended)) = (stream.frozen_at, stream.freed_at) else {
                 return Err(format!("{} is still frozen", hold.pod_name));
             };
+            // The promise is that we know of the end in time, not only that there was one (rule 5).
+            let known = stream.freeze_sent.zip(stream.thawed_heard).map(|(sent, heard)| heard - sent);
+            if known.is_some_and(|known| known > micros(self.scenario.max_hold)) {
+                return Err(format!("{} was known to be thawed only after the promise", hold.pod_name));
+            }
             let took = ended - begun;
             if took > micros(self.scenario.max_hold) + THAW_ON_ITS_WAY {
                 return Err(format!("{} was frozen for {took} µs, more than was promised", hold.pod_name));

@@ -10,6 +10,7 @@ use kube::Client;
 
 use serde_json::{Value, json};
 use stillpoint_api::Backup;
+use stillpoint_api::backup::JournalEntry;
 use stillpoint_api::clock::SystemClock;
 use stillpoint_api::evidence::{Consistency, HoldKind};
 use stillpoint_api::policy::Continuity;
@@ -203,10 +204,22 @@ async fn writers_left_stuck_behind_a_refused_lock_are_reported_with_who_blocks_t
     let stage = Stage::with("stuck", wish()).await;
     fs::write(stage.volume.join("blocker"), "session 41\nsession 42\n").unwrap();
     stage.back_up("b").await;
-    let backup = stage.finished_within("b", Duration::from_secs(60)).await;
-    assert_eq!(why(&backup), "ApplicationLeftQuiesced", "{:#?}", backup.status);
-    let message = backup.status.unwrap().journal.last().unwrap().message.clone().unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let status = stage.backups().get("b").await.unwrap().status.unwrap_or_default();
+            let left = |entry: &&JournalEntry| entry.reason.as_deref() == Some("ApplicationLeftQuiesced");
+            if let Some(entry) = status.journal.iter().find(left) {
+                return entry.message.clone().unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let message = told.await.unwrap();
     assert!(message.contains("blocked by session 41"), "{message}");
+    assert!(!stage.backups().get("b").await.unwrap().finished(), "nothing goes on while writers are stuck");
+    fs::remove_file(stage.volume.join("blocker")).unwrap();
+    let backup = stage.finished_within("b", Duration::from_secs(90)).await;
+    stage.failed_cleanly(&backup, "LockNotAcquired").await;
     stage.end().await;
 
     let stage = Stage::with("unstuck", wish()).await;
