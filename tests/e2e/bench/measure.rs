@@ -81,6 +81,7 @@ pub async fn storage_path(
             let rpc_end = at("rpc-end", &cut_name);
             let post = audit.iter().find(|one| {
                 one.verb == "create"
+                    && !one.is_dry_run()
                     && one.about("volumesnapshots", "")
                     && one.namespace() == namespace
                     && one.name() == name

@@ -100,7 +100,7 @@ async fn rest(world: &World, namespace: &str) -> Outcome {
     let pods: Api<Pod> = Api::namespaced(world.cluster.client.clone(), namespace);
     until(&format!("the pods of {namespace} to end"), ENDED_WITHIN, async || {
         let left = pods.list(&ListParams::default()).await?.items.len();
-        Ok(Look::at((left == 0).then_some(()), &format!("{left} left")))
+        Ok(Look::at((left == 0).then_some(()), format!("{left} left")))
     })
     .await
 }

@@ -159,7 +159,7 @@ impl Case<'_> {
         let posted = audit
             .iter()
             .filter(|entry| entry.verb == "create" && entry.about("volumesnapshots", ""))
-            .filter(|entry| entry.namespace() == self.database.namespace)
+            .filter(|entry| entry.namespace() == self.database.namespace && !entry.is_dry_run())
             .map(|entry| entry.request_received_timestamp.as_microsecond())
             .find(|posted| *posted >= freezing);
         if posted.is_none_or(|posted| at < posted) {

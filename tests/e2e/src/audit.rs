@@ -19,6 +19,9 @@ pub struct Entry {
     pub object_ref: Option<ObjectRef>,
     /// HTTP status.
     pub response_status: Option<ResponseStatus>,
+    /// Path and query of the request.
+    #[serde(rename = "requestURI")]
+    pub request_uri: String,
     /// When the request came in.
     pub request_received_timestamp: Timestamp,
     /// When this stage was reached.
@@ -51,6 +54,11 @@ impl Entry {
     /// Whether it is about this kind and subresource.
     pub fn about(&self, resource: &str, subresource: &str) -> bool {
         self.object_ref.as_ref().is_some_and(|of| of.resource == resource && of.subresource == subresource)
+    }
+
+    /// Whether nothing was to be stored.
+    pub fn is_dry_run(&self) -> bool {
+        self.request_uri.contains("dryRun=")
     }
 
     /// Name of what it is about.
