@@ -14,7 +14,7 @@ postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
 
 # Which faults and which scenarios: words of their names; all without.
-faults ?= '!stopped'
+faults ?=
 bench ?=
 
 run-demo = $(cargo) run --locked -p stillpoint --features demo -- demo
@@ -91,7 +91,7 @@ e2e: setup ## End-to-end tests on the real cluster; one that it started is ended
 	failed=0
 	$(root) env KUBECONFIG="$$KUBECONFIG" $(cargo) test --locked -p stillpoint-api --test server -- --ignored || failed=1
 	$(root) $(cargo) test --locked -p stillpoint-e2e --test e2e || failed=1
-	$(root) env KILLS=$${KILLS:-16} SEED=$${SEED:-5} STOP_SECONDS=$${STOP_SECONDS:-20} $(cargo) test --locked -p stillpoint-e2e --test faults -- $(faults) || failed=1
+	$(root) env KILLS=$${KILLS:-16} SEED=$${SEED:-5} STOP_SECONDS=$${STOP_SECONDS:-20} $(cargo) test --locked -p stillpoint-e2e --test faults -- $(or $(faults),'!stopped') || failed=1
 	exit $$failed
 
 e2e-faults: setup ## Kill every part at random instants around the freeze: KILLS=104, SEED=n repeats; ends a cluster it started
