@@ -96,7 +96,7 @@ pub async fn unfinal_error(world: &mut World) -> Outcome {
     until("nothing of the run to be left", Duration::from_secs(60), async || {
         let snapshots = world.snapshots_of(MARIADB, &name).await?.len();
         let contents = world.contents_of(MARIADB, &name).await?.len();
-        let data = world.cluster.ledger.left_since(before, None)?.len();
+        let data = world.cluster.ledger.left_since(before, Some(&member.volume_handle))?.len();
         let good = snapshots + contents + data == 0;
         Ok(Look::at(good.then_some(()), format!("{snapshots} snapshots, {contents} contents, {data} copies")))
     })

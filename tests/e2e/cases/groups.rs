@@ -157,6 +157,8 @@ async fn gone_with_its_backup(
 ) -> Outcome {
     let client = &world.cluster.client;
     let backups: Api<Backup> = Api::namespaced(client.clone(), namespace);
+    // Other namespaces go on cutting meanwhile: only its own volumes count.
+    let members = backups.get(name).await?.status.unwrap_or_default().members;
     backups.delete(name, &DeleteParams::default()).await?;
     until("the Backup and its group to be gone", RUN_WITHIN, async || {
         let groups: Api<VolumeGroupSnapshot> = Api::namespaced(client.clone(), namespace);
@@ -172,7 +174,9 @@ async fn gone_with_its_backup(
             left.push("its content".to_owned());
         }
         left.extend(world.snapshots_of(namespace, name).await?);
-        left.extend(world.cluster.ledger.left_since(ledger_before, None)?);
+        for member in &members {
+            left.extend(world.cluster.ledger.left_since(ledger_before, Some(&member.volume_handle))?);
+        }
         Ok(Look::at(left.is_empty().then_some(()), left.join(", ")))
     })
     .await

@@ -219,7 +219,7 @@ async fn writers_left_stuck_behind_a_refused_lock_are_reported_with_who_blocks_t
     assert!(!stage.backups().get("b").await.unwrap().finished(), "nothing goes on while writers are stuck");
     fs::remove_file(stage.volume.join("blocker")).unwrap();
     let backup = stage.finished_within("b", Duration::from_secs(90)).await;
-    stage.failed_cleanly(&backup, "LockNotAcquired").await;
+    stage.failed_cleanly(&backup, "ApplicationLeftQuiesced").await;
     stage.end().await;
 
     let stage = Stage::with("unstuck", wish()).await;

@@ -362,5 +362,5 @@ async fn a_driver_that_copies_gives_no_application_point() {
 /// Snapshots of which the driver's ledger has such an event: a deletion may be asked for twice.
 fn named(stage: &Stage, event: &str) -> BTreeSet<String> {
     let ledger = stage.cluster.ledger();
-    ledger.iter().filter(|entry| entry.event == event).map(|entry| entry.name.clone()).collect()
+    ledger.iter().filter(|entry| entry.event == event).map(|entry| entry.snapshot.clone()).collect()
 }
