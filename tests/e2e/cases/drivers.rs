@@ -52,7 +52,8 @@ pub async fn ready_late(world: &mut World) -> Outcome {
 /// A driver that answers a second before it cuts. `point::verify` compares the hold with the ledger.
 pub async fn ready_signal(world: &mut World) -> Outcome {
     let spec = by_hand(&json!({"snapshot": {"cutSignal": "Ready"}}));
-    let (_, frozen) = proven(world, "ready-signal", spec, json!({"okBeforeCut": "1s"})).await?;
+    let (_, frozen) =
+        proven(world, "ready-signal", spec, json!({"okBeforeCut": "1s", "readyDelay": "3s"})).await?;
     ensure!(frozen > 1.0, "it was frozen for {frozen:.2} s only, and the cut comes after a second");
     println!("        frozen {frozen:.2} s, and the true cut lies inside");
     Ok(())
