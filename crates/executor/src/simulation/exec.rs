@@ -1,4 +1,5 @@
-//! Exec streams, what travels on them, and the processes at their ends: database clients and the holder.
+//! Exec streams, what travels on them, and the processes at their ends, which [`super::clients`] and [`super::holders`]
+//! are.
 //!
 //! A stream delays and loses, and it splits a write; it never reorders what goes one way. A process executes what it
 //! reads in order. What it does when its input ends, its lease runs out or it is killed is docs/design/freeze.md §2.
@@ -6,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stillpoint_api::clock::Mono;
-use stillpoint_api::evidence::{HoldAnswer, HoldKind, Offset};
+use stillpoint_api::evidence::HoldKind;
 
 use super::faults::{Fault, Milestone};
 use super::mutations::Mutation;
@@ -124,24 +125,24 @@ pub struct Stream {
     pub cut: bool,
     /// When the replica's process died, if it did.
     pub orphaned_at: Option<Micros>,
-    arrives_last: Micros,
-    returns_last: Micros,
+    pub(super) arrives_last: Micros,
+    pub(super) returns_last: Micros,
     /// Longest time that a text was on its way beyond the usual.
     pub delay: Micros,
-    close_at: Option<Micros>,
+    pub(super) close_at: Option<Micros>,
     /// Whether the process lives.
     pub alive: bool,
-    started: bool,
-    server: bool,
-    reconnects: bool,
-    connection: u64,
-    lease_ignored: bool,
-    granted: Micros,
-    lease_turn: u64,
+    pub(super) started: bool,
+    pub(super) server: bool,
+    pub(super) reconnects: bool,
+    pub(super) connection: u64,
+    pub(super) lease_ignored: bool,
+    pub(super) granted: Micros,
+    pub(super) lease_turn: u64,
     /// When something was executed last.
     pub last_statement: Micros,
-    busy: bool,
-    stdin: VecDeque<Input>,
+    pub(super) busy: bool,
+    pub(super) stdin: VecDeque<Input>,
     /// When FREEZE was written.
     pub freeze_sent: Option<Micros>,
     /// When its THAWED was taken by the replica that held it.
@@ -166,10 +167,10 @@ pub struct Stream {
     pub hung: bool,
     /// Time that failing thaws took.
     pub thaw_extra: Micros,
-    thaw_failures: u64,
-    thawing: bool,
-    path_later: bool,
-    elsewhere: bool,
+    pub(super) thaw_failures: u64,
+    pub(super) thawing: bool,
+    pub(super) path_later: bool,
+    pub(super) elsewhere: bool,
 }
 
 impl Stream {
@@ -441,7 +442,7 @@ impl World {
         self.tell(mailbox, Event::HoldSaid { hold, word });
     }
 
-    fn say(&mut self, id: StreamId, word: Word) {
+    pub(super) fn say(&mut self, id: StreamId, word: Word) {
         let mut takes = self.rng.between(300, 2 * MS);
         if self.happens(Fault::SlowLine, 80) {
             takes += self.faults.rng(Fault::SlowLine).below(8 * S);
@@ -477,7 +478,7 @@ impl World {
     }
 
     /// The process ends; what its session holds goes with it.
-    fn exit(&mut self, id: StreamId, reason: Reason, why: &'static str) {
+    pub(super) fn exit(&mut self, id: StreamId, reason: Reason, why: &'static str) {
         if !self.streams[id].alive {
             return;
         }
@@ -517,268 +518,6 @@ impl World {
             }
         }
         any
-    }
-
-    // Sessions.
-
-    fn session_reads(&mut self, id: StreamId, input: Input) {
-        let stream = &self.streams[id];
-        match input {
-            Input::End => return self.exit(id, Reason::HoldLost, "its client ended"),
-            Input::Open { .. } => {}
-            Input::Freeze { .. } | Input::Stage { .. } | Input::Beat { .. } | Input::Thaw
-                if stream.server => {}
-            _ if stream.reconnects => self.connect(id),
-            _ => return self.exit(id, Reason::HoldLost, "its server had ended the session"),
-        }
-        self.streams[id].last_statement = self.now;
-        let pod = self.streams[id].pod;
-        let engine = self.scenario.apps[self.pods[pod].app].engine.clone();
-        match input {
-            Input::Open { lease } => {
-                self.streams[id].started = true;
-                self.connect(id);
-                self.streams[id].elsewhere = self.happens(Fault::NotLocal, 400);
-                self.streams[id].lease_ignored = self.happens(Fault::LeaseIgnored, 500);
-                self.tell_facts(id);
-                self.grant(id, lease);
-                let answer = self.answer(id);
-                self.say(id, Word::Ready(answer));
-            }
-            Input::Freeze { lease, acquire, .. } => self.acquire(id, lease, acquire, engine.stall_probe),
-            Input::Stage { stage, lease } => {
-                self.grant(id, lease);
-                self.streams[id].stages.insert(stage, self.now);
-                let answer = self.answer(id);
-                self.say(id, Word::Frozen { stage, answer });
-            }
-            Input::Beat { index, lease } => {
-                self.grant(id, lease);
-                let answer = self.answer(id);
-                self.say(id, Word::Held { index, answer });
-            }
-            Input::Thaw => {
-                let owns = self.pods[pod].locks.contains(&id);
-                if engine.thaw_proves_lock && !owns {
-                    self.coverage.outcome("thaw statement failed without its lock");
-                    return self.exit(id, Reason::HoldLost, "its thaw statement failed");
-                }
-                self.release(id);
-                let lease = self.streams[id].granted;
-                self.grant(id, lease);
-                self.say(id, Word::Thawed);
-            }
-            Input::End => {}
-        }
-    }
-
-    fn connect(&mut self, id: StreamId) {
-        let pod = self.streams[id].pod;
-        self.pods[pod].connections += 1;
-        self.streams[id].connection = self.pods[pod].connections;
-        self.streams[id].server = true;
-    }
-
-    /// A statement was executed: the idle time begins anew.
-    fn grant(&mut self, id: StreamId, lease: Micros) {
-        let stream = &mut self.streams[id];
-        stream.granted = lease;
-        stream.lease_turn += 1;
-        let turn = stream.lease_turn;
-        if stream.leased() && !stream.lease_ignored {
-            self.after(lease, Happening::Process(id, Step::LeaseEnds(turn)));
-        }
-    }
-
-    fn acquire(&mut self, id: StreamId, lease: Micros, acquire: Micros, stalls: bool) {
-        let pod = self.streams[id].pod;
-        self.streams[id].busy = true;
-        self.streams[id].lease_turn += 1;
-        let in_the_way = if self.streams[id].kind.locks() { self.statement_in_the_way(pod) } else { None };
-        match in_the_way {
-            None => {
-                let takes = self.rng.between(MS, 20 * MS);
-                self.after(takes, Happening::Process(id, Step::Acquired { lease }));
-            }
-            Some(until) => {
-                if stalls {
-                    self.coverage.outcome("writers stuck behind a waiting lock");
-                    self.change_pod(pod, |pod| pod.stalled = true);
-                }
-                let wait = until - self.now;
-                if wait <= acquire {
-                    self.after(wait, Happening::Process(id, Step::Acquired { lease }));
-                } else {
-                    self.after(acquire, Happening::Process(id, Step::NotAcquired));
-                }
-            }
-        }
-    }
-
-    fn tell_facts(&mut self, id: StreamId) {
-        let pod = self.streams[id].pod;
-        let app = self.pods[pod].app;
-        let durable = if self.scenario.apps[app].durable { "on" } else { "off" };
-        let word = Word::Evidence { key: "fsync".to_owned(), value: durable.to_owned() };
-        self.say(id, word);
-        // Some templates tell their paths when they open, some when they froze.
-        if self.rng.chance(500) {
-            self.tell_path(id);
-        } else {
-            self.streams[id].path_later = true;
-        }
-    }
-
-    fn tell_path(&mut self, id: StreamId) {
-        let pod = self.streams[id].pod;
-        let path =
-            if self.happens(Fault::PathElsewhere, 500) { "/elsewhere" } else { self.pods[pod].data_path };
-        self.say(id, Word::Evidence { key: "datadir".to_owned(), value: path.to_owned() });
-    }
-
-    fn answer(&mut self, id: StreamId) -> HoldAnswer {
-        let stream = &self.streams[id];
-        let pod = &self.pods[stream.pod];
-        let engine = &self.scenario.apps[pod.app].engine;
-        let host = if stream.elsewhere { "elsewhere".to_owned() } else { pod.host.clone() };
-        let lease = if !stream.leased() {
-            None
-        } else if stream.lease_ignored {
-            Some(if stream.connection.is_multiple_of(2) { "0" } else { "28800" }.to_owned())
-        } else {
-            Some(((stream.granted / S).max(1)).to_string())
-        };
-        let connection = if stream.leased() { stream.connection.to_string() } else { pod.container.clone() };
-        let position = if engine.position {
-            BTreeMap::from([("gtid".to_owned(), format!("0-1-{}", pod.position(self.now)))])
-        } else {
-            BTreeMap::new()
-        };
-        HoldAnswer {
-            at: Offset::default(),
-            identity: BTreeMap::from([("host".to_owned(), host), ("conn".to_owned(), connection)]),
-            role: Some(pod.role.to_owned()),
-            clock: i64::try_from(self.now + super::replica::WALL_ORIGIN).ok(),
-            lease,
-            position,
-        }
-    }
-
-    // The holder.
-
-    fn holder_reads(&mut self, id: StreamId, input: Input) {
-        let pod = self.streams[id].pod;
-        let probed = self.scenario.apps[self.pods[pod].app].engine.probed;
-        self.streams[id].last_statement = self.now;
-        match input {
-            Input::Open { .. } => {
-                self.streams[id].started = true;
-                if self.happens(Fault::ForeignFreeze, 400) && self.pods[pod].flag.is_none() {
-                    self.change_pod(pod, |pod| pod.flag = Some(FlagBy::Foreign));
-                }
-                self.tell_facts(id);
-                self.tell_foreign(id);
-                self.after(30 * S, Happening::Process(id, Step::Unused));
-                let answer = self.answer(id);
-                self.say(id, Word::Ready(answer));
-            }
-            Input::Freeze { lease, within, .. } => {
-                if self.pods[pod].flag.is_some() {
-                    // Nothing is run, and so there is nothing to thaw.
-                    return self.tell_foreign(id);
-                }
-                self.streams[id].busy = true;
-                self.after(within, Happening::Process(id, Step::Deadline));
-                if self.happens(Fault::FreezeHangs, 500) {
-                    // Half of it was done.
-                    self.streams[id].hung = true;
-                    self.change_pod(pod, |pod| pod.flag = Some(FlagBy::Ours(id)));
-                    self.froze(id);
-                    return;
-                }
-                let takes = self.rng.between(4 * MS, 50 * MS);
-                self.after(takes, Happening::Process(id, Step::Acquired { lease }));
-            }
-            Input::Beat { index, .. } => {
-                let ours = self.pods[pod].flag == Some(FlagBy::Ours(id));
-                if ours || !probed || self.streams[id].frozen_at.is_none() {
-                    let answer = self.answer(id);
-                    self.say(id, Word::Held { index, answer });
-                }
-            }
-            Input::Stage { stage, .. } => {
-                let answer = self.answer(id);
-                self.say(id, Word::Frozen { stage, answer });
-            }
-            Input::Thaw => self.begin_thaw(id, true),
-            Input::End => self.begin_thaw(id, false),
-        }
-    }
-
-    fn tell_foreign(&mut self, id: StreamId) {
-        let foreign = self.pods[self.streams[id].pod].flag == Some(FlagBy::Foreign);
-        let value = if foreign { "1" } else { "0" };
-        self.say(id, Word::Evidence { key: "foreign_freeze".to_owned(), value: value.to_owned() });
-    }
-
-    fn begin_thaw(&mut self, id: StreamId, asked: bool) {
-        if self.streams[id].thawing {
-            return;
-        }
-        self.streams[id].thawing = true;
-        self.streams[id].busy = true;
-        let frozen = self.streams[id].frozen_at.is_some() && self.streams[id].freed_at.is_none();
-        if frozen && self.happens(Fault::ThawFails, 600) {
-            self.streams[id].thaw_failures = 1 + self.faults.rng(Fault::ThawFails).below(12);
-        }
-        let takes = if frozen { self.rng.between(2 * MS, 10 * MS) } else { 0 };
-        self.after(takes, Happening::Process(id, Step::Thaws { asked }));
-    }
-
-    fn thaws(&mut self, id: StreamId, asked: bool) {
-        if self.streams[id].thaw_failures > 0 {
-            self.streams[id].thaw_failures -= 1;
-            self.streams[id].thaw_extra += S;
-            if asked {
-                self.say(id, Word::ThawFailed);
-            }
-            self.after(S, Happening::Process(id, Step::Thaws { asked }));
-            return;
-        }
-        let had = self.streams[id].frozen_at.is_some();
-        if had || self.mutated(Mutation::ThawsForeignFreeze) {
-            self.clear_flag_if_ours(id);
-        }
-        if asked && had {
-            self.say(id, Word::Thawed);
-        }
-        self.exit(id, Reason::HoldLost, "its holder ended");
-    }
-
-    /// The holder undoes only what it did itself.
-    fn clear_flag_if_ours(&mut self, id: StreamId) {
-        let pod = self.streams[id].pod;
-        let ours = self.pods[pod].flag == Some(FlagBy::Ours(id));
-        let blind = self.mutated(Mutation::ThawsForeignFreeze) && self.pods[pod].flag.is_some();
-        if ours || blind {
-            self.clear_flag(id);
-        }
-    }
-
-    /// The holder is killed in the pod.
-    pub fn kill_holder(&mut self, pod: usize) -> bool {
-        let found = (0..self.streams.len()).rev().find(|id| {
-            let stream = &self.streams[*id];
-            stream.pod == pod && stream.alive && stream.started && stream.kind == HoldKind::Commands
-        });
-        let Some(id) = found else { return false };
-        self.streams[id].killed_at = Some(self.now);
-        self.exit(id, Reason::HoldLost, "its holder was killed");
-        if !self.mutated(Mutation::NoWatcher) {
-            let within = self.rng.between(10 * MS, S);
-            self.after(within, Happening::Process(id, Step::Watcher));
-        }
-        true
     }
 
     /// Something inside a process.

@@ -7,15 +7,19 @@
 //! left behind, the journal only advances, every run ends.
 //!
 //! Read in this order: [`faults`] (what may go wrong), [`scenario`] (what a world consists of), [`world`] (time and
-//! events), [`pod`], [`exec`], [`storage`], [`api`] (what is out there), [`replica`] (what we do), [`invariants`] (what
-//! must hold), then [`shrink`], [`mutations`] and [`saga`], which use it all.
+//! events), [`pod`], [`exec`] with [`clients`] and [`holders`], [`storage`], [`api`] (what is out there), [`replica`],
+//! [`tasks`], [`conductor`], [`attempt`] (what we do), [`invariants`] (what must hold), then [`shrink`], [`mutations`]
+//! and [`saga`], which use it all.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod api;
 pub mod attempt;
+pub mod clients;
+pub mod conductor;
 pub mod coverage;
 pub mod exec;
 pub mod faults;
+pub mod holders;
 pub mod invariants;
 pub mod journal;
 pub mod mutations;
@@ -29,9 +33,11 @@ pub mod scenario;
 pub mod settle;
 pub mod shrink;
 pub mod storage;
+pub mod tasks;
 #[cfg(test)]
 mod tests;
 pub mod truth;
+pub mod watches;
 pub mod world;
 
 use coverage::Coverage;

@@ -93,7 +93,7 @@ fn settle_tasks(world: &Rc<RefCell<World>>, tasks: &mut Vec<Task>) {
         for replica in starting {
             let incarnation = world.borrow().replicas[replica].incarnation;
             let handle = Handle { world: Rc::clone(world), replica, incarnation };
-            for work in super::replica::tasks(&handle) {
+            for work in super::tasks::tasks(&handle) {
                 push(world, tasks, replica, incarnation, work);
             }
         }
