@@ -14,10 +14,9 @@ use stillpoint_api::clock::Mono;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::contents::{ContentNews, Subscription};
 use crate::context::Context;
+use crate::cut_watch::{ContentNews, Subscription};
 use crate::exec::{ExecSender, Outcome, run_once};
-use crate::group_contents::GroupSubscription;
 use crate::hold::{Nonce, SystemEntropy, trial};
 use crate::journal::{Journal, JournalError};
 use crate::observer::{HookPhase, RunLabels};
@@ -55,7 +54,6 @@ struct Attempt<'a> {
     sessions: BTreeMap<HoldId, SessionSlot>,
     opened: mpsc::UnboundedSender<(HoldId, ExecSender, watch::Sender<Option<u64>>)>,
     subscriptions: Vec<Subscription>,
-    group_subscriptions: Vec<GroupSubscription>,
 }
 
 /// A session from the machine's OpenHold to its CloseHold.
@@ -91,7 +89,6 @@ pub async fn carry_out(
         sessions: BTreeMap::new(),
         opened,
         subscriptions: Vec::new(),
-        group_subscriptions: Vec::new(),
     };
     attempt.subscribe(&news);
     let mut pods = PodWatch::open(&context.client, &attempt.resolution, &attempt.events);
@@ -164,7 +161,7 @@ impl Attempt<'_> {
     fn subscribe(&mut self, news: &mpsc::UnboundedSender<(usize, ContentNews)>) {
         let plan = &self.resolution.plan;
         for group in &self.resolution.groups {
-            self.group_subscriptions.push(self.context.contents.groups().subscribe(
+            self.subscriptions.push(self.context.contents.groups().subscribe(
                 &self.resolution.namespace,
                 &group.name,
                 group.signal,
