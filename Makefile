@@ -56,6 +56,7 @@ build: setup ## Build the binary for development: target/debug/stillpoint
 test: setup ## Format, lints, and all tests that need no cluster
 	$(cargo) fmt --all --check
 	$(cargo) clippy --locked --workspace --all-targets -- -D warnings
+	$(cargo) clippy --locked -p stillpoint-e2e --test e2e --test faults --test bench -- -D warnings
 	$(cargo) test --locked --workspace --no-fail-fast
 
 soak: setup ## The fault simulation over SEEDS seeds (default 1000000) on all cores; FIRST=n begins elsewhere

@@ -22,7 +22,7 @@ use stillpoint_api::backup::Phase;
 use stillpoint_api::evidence::Consistency;
 use stillpoint_e2e::explain::explain;
 use stillpoint_e2e::world::World;
-use stillpoint_e2e::{Outcome, Problem, ensure, install, point};
+use stillpoint_e2e::{Outcome, Problem, ensure, install, point, program};
 
 use crate::measure::Figures;
 use crate::report::Report;
@@ -34,26 +34,7 @@ const WARM_UP: usize = 2;
 const RUN_WITHIN: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        eprintln!("a TLS provider was installed before main");
-        return ExitCode::FAILURE;
-    }
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("cannot start the asynchronous runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(bench(&words)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(problem) => {
-            eprintln!("the bench cannot go on: {}", problem.0);
-            ExitCode::FAILURE
-        }
-    }
+    program::main("the bench", async |words| bench(words).await)
 }
 
 async fn bench(words: &[String]) -> Outcome<bool> {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use stillpoint_api::clock::{Clock as _, SystemClock};
 use stillpoint_e2e::explain::explain;
 use stillpoint_e2e::world::World;
-use stillpoint_e2e::{Outcome, Problem};
+use stillpoint_e2e::{Outcome, Problem, program};
 
 /// No case may hang the suite.
 const CASE_WITHIN: Duration = Duration::from_secs(300);
@@ -82,37 +82,16 @@ const CASES: &[Case] = cases![
 ];
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        eprintln!("a TLS provider is installed already");
-        return ExitCode::FAILURE;
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("cannot start the asynchronous runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    runtime.block_on(suite(&words))
+    program::main("e2e", async |words| suite(words).await)
 }
 
-async fn suite(words: &[String]) -> ExitCode {
+async fn suite(words: &[String]) -> Outcome<bool> {
     let clock = SystemClock::new();
-    let mut world = match World::begin().await {
-        Ok(world) => world,
-        Err(problem) => {
-            eprintln!("e2e cannot begin: {}", problem.0);
-            return ExitCode::FAILURE;
-        }
-    };
+    let mut world = World::begin().await?;
     let chosen =
         |case: &&Case| words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str()));
     let (mut passed, mut failed) = (0, Vec::new());
-    if let Err(problem) = install::prepare(&mut world).await {
-        eprintln!("e2e cannot begin: {}", problem.0);
-        return ExitCode::FAILURE;
-    }
+    install::prepare(&mut world).await?;
     for case in CASES.iter().filter(chosen) {
         let begun = clock.mono();
         let outcome = match tokio::time::timeout(CASE_WITHIN, (case.run)(&mut world)).await {
@@ -150,5 +129,5 @@ async fn suite(words: &[String]) -> ExitCode {
     }
     let skipped = CASES.len() - CASES.iter().filter(chosen).count();
     println!("{passed} passed, {} failed, {skipped} skipped", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(failed.is_empty())
 }

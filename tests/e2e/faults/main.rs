@@ -26,7 +26,7 @@ use stillpoint_e2e::controller::Start;
 use stillpoint_e2e::explain::explain;
 use stillpoint_e2e::network::Network;
 use stillpoint_e2e::world::World;
-use stillpoint_e2e::{Outcome, Problem, install};
+use stillpoint_e2e::{Outcome, Problem, install, program};
 
 use crate::database::{Database, NAMESPACES};
 use crate::plan::{Fault, Shot, campaign};
@@ -38,26 +38,7 @@ const VOLLEY_WITHIN: Duration = Duration::from_secs(360);
 const CHECK_EVERY: usize = 25;
 
 fn main() -> ExitCode {
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        eprintln!("a TLS provider was installed before main");
-        return ExitCode::FAILURE;
-    }
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("cannot start the asynchronous runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(suite(&words)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(problem) => {
-            eprintln!("the kill tests cannot go on: {}", problem.0);
-            ExitCode::FAILURE
-        }
-    }
+    program::main("the kill tests", async |words| suite(words).await)
 }
 
 fn number(name: &str, default: u64) -> Outcome<u64> {

@@ -15,6 +15,7 @@ pub mod load;
 pub mod network;
 pub mod point;
 pub mod process;
+pub mod program;
 pub mod wait;
 pub mod world;
 
