@@ -1,45 +1,38 @@
-//! One Backup from claim to `Finished`: attempts, clean-up between them, and the end.
+//! One Backup from claim to `Finished`: its attempts, one after the other. Whose it is, is in `claim`; how it ends, in
+//! `finish`.
+
+mod claim;
+mod finish;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
-use stillpoint_api::backup::{Backup, BackupStatus, JournalEntry, JournalKind, Phase};
-use stillpoint_api::conditions;
-use stillpoint_api::evidence::Consistency;
+use stillpoint_api::backup::{Backup, BackupStatus};
 use stillpoint_api::policy::{BackupPolicy, RunBounds};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{info, warn};
 
 use crate::attempt;
-use crate::cleanup::{self, Scope};
 use crate::context::{Context, bounded};
-use crate::group_labels;
 use crate::happenings::Happenings;
 use crate::hold::Nonce;
 use crate::journal::{Journal, JournalError};
-use crate::observer::{RunLabels, RunResult};
-use crate::ownership::quiesce::{self, Quiesce};
+use crate::observer::RunLabels;
+use crate::ownership::templates_kept;
 use crate::ownership::workload::{self, Locks, WORKLOAD_BUSY};
-use crate::ownership::{Claim, templates_kept};
 use crate::recovery::{Row, row};
 use crate::resolve::{MAX_HOLDS, Refusal, Resolution, SNAPSHOT_IN_FLIGHT, ask, decide, observe, preflight};
 use crate::run::{Abort, End, Reason};
-use crate::settle::{self, Owner};
 
 /// Pause before another attempt: long enough for a pod to restart or a lock to clear.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(5);
-/// How long snapshots of a given-up attempt are waited for before the next one looks.
-const CLEANUP_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a snapshot in flight is waited for before the attempt is given up.
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two looks at it.
 const IN_FLIGHT_LOOK: Duration = Duration::from_millis(500);
 /// Longest pause between two looks at a workload that another run holds.
 const BUSY_LOOK: Duration = Duration::from_secs(2);
-/// How long a stopping controller tries to give a claim up.
-const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 /// How long a write outside the window is tried.
 const WRITE_WITHIN: Duration = Duration::from_secs(600);
 
@@ -248,96 +241,6 @@ impl BackupRun {
         }
     }
 
-    /// Makes a run that somebody else began this replica's: the claim first, then its workload locks.
-    async fn take_over(&self) -> Result<(), JournalError> {
-        let ownership = &self.context.ownership;
-        let (uid, status) = {
-            let journal = self.journal.lock().await;
-            (journal.backup().uid().unwrap_or_default(), journal.status())
-        };
-        match ownership.claim(status.executor.as_deref(), self.context.clock.mono()) {
-            Claim::Ours => Ok(()),
-            // A run that nobody began is claimed with its first attempt.
-            Claim::Take if status.attempt == 0 => Ok(()),
-            Claim::Theirs { executor } => Err(JournalError::Disowned(format!("executor {executor} has it"))),
-            claim @ (Claim::Take | Claim::TakeOver { .. }) => {
-                let us = ownership.identity().to_owned();
-                self.journal
-                    .lock()
-                    .await
-                    .write(WRITE_WITHIN, |status| status.executor = Some(us.clone()))
-                    .await?;
-                if let Claim::TakeOver { from } = &claim {
-                    let note = format!("replica {from} fell silent; {us} goes on with the run");
-                    self.warn("TakenOver", &note).await;
-                }
-                let locks = Locks::new(&self.context);
-                while let Err(error) = locks.take_over(&uid).await {
-                    warn!(namespace = self.labels.namespace, %error, "the workload locks were not taken over; trying again");
-                    if self.rest(BETWEEN_ATTEMPTS).await {
-                        break;
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Gives the claim up, so that another replica need not wait for our Lease to pass. Best effort.
-    async fn hand_over(&self) {
-        let mut journal = self.journal.lock().await;
-        if journal.status().attempt == 0 {
-            return;
-        }
-        if let Err(error) = journal.write(HAND_OVER_WITHIN, |status| status.executor = None).await {
-            info!(namespace = self.labels.namespace, %error, "the claim was not handed over; it passes with our Lease");
-        }
-    }
-
-    /// A write that changes nothing: it fails when the run is somebody else's by now.
-    async fn confirm(&self) -> Result<(), JournalError> {
-        self.journal.lock().await.write(WRITE_WITHIN, |_| {}).await
-    }
-
-    /// Releases the workload: nothing is frozen there any more. Only locks that name this replica are touched; what cannot
-    /// be released now is swept.
-    async fn release(&self) -> Result<(), JournalError> {
-        let uid = self.journal.lock().await.backup().uid().unwrap_or_default();
-        if let Err(error) = Locks::new(&self.context).release(&uid).await {
-            warn!(namespace = self.labels.namespace, %error, "a workload lock was not released; it is swept later");
-        }
-        Ok(())
-    }
-
-    /// After an attempt that was given up: makes sure that it is thawed, then releases the workload; its snapshots go at
-    /// the same time. True when the controller stops meanwhile.
-    async fn unwind(&self, nonce: &str, waited: bool) -> Result<bool, JournalError> {
-        if self.shutting_down() {
-            let status = self.journal.lock().await.status();
-            if quiesce::not_proven(&status).is_empty() {
-                self.release().await?;
-            }
-            return Ok(true);
-        }
-        let quiesce = Quiesce {
-            context: &self.context,
-            happenings: &self.happenings,
-            journal: &self.journal,
-            labels: &self.labels,
-            waited,
-        };
-        let mut stop = self.stop.clone();
-        let thaw = async {
-            quiesce.until_proven().await?;
-            self.release().await
-        };
-        let both = async { tokio::join!(thaw, self.clean(nonce)).0 };
-        tokio::select! {
-            thawed = both => thawed.map(|()| self.shutting_down()),
-            _ = stop.wait_for(|why| why.as_ref().is_some_and(|why| why.reason == Reason::Shutdown)) => Ok(true),
-        }
-    }
-
     /// Why the run is to end: it was told to, or its Backup says so.
     async fn ending(&self) -> Option<Abort> {
         if let Some(why) = self.stop.borrow().clone() {
@@ -380,24 +283,6 @@ impl BackupRun {
                 > i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX)
         });
         status.attempt >= bounds.max_attempts() || late
-    }
-
-    /// Takes the run and counts the attempt.
-    async fn claim(&self) -> Result<u32, JournalError> {
-        let now = MicroTime(self.context.clock.wall());
-        let replica = self.context.ownership.identity().to_owned();
-        let mut journal = self.journal.lock().await;
-        let attempt = journal.status().attempt + 1;
-        journal
-            .write(WRITE_WITHIN, |status| {
-                status.phase = Phase::Preparing;
-                status.executor = Some(replica.clone());
-                status.attempt = attempt;
-                status.started_at.get_or_insert_with(|| now.clone());
-                (status.holds, status.members, status.window) = (Vec::new(), Vec::new(), None);
-            })
-            .await?;
-        Ok(attempt)
     }
 
     /// A snapshot that is being made or deleted is gone in a second or two, most often one that retention removes, and
@@ -462,193 +347,6 @@ impl BackupRun {
         Ok((resolution, nonce))
     }
 
-    async fn abort_entry(
-        &self,
-        status: &BackupStatus,
-        nonce: &str,
-        failure: &Failure,
-    ) -> Result<(), JournalError> {
-        let entry = JournalEntry {
-            entry: JournalKind::Aborted,
-            attempt: status.attempt,
-            nonce: nonce.to_owned(),
-            executor: self.context.ownership.identity().to_owned(),
-            at: MicroTime(self.context.clock.wall()),
-            max_hold_millis: None,
-            reason: Some(failure.reason.clone()),
-            message: Some(failure.message.clone()),
-            // What that process did is not known: every hold that locks counts as frozen until it is made sure of.
-            not_proven_thawed: quiesce::suspects(status),
-        };
-        let replica = self.context.ownership.identity().to_owned();
-        self.journal
-            .lock()
-            .await
-            .write(WRITE_WITHIN, |status| {
-                status.executor = Some(replica.clone());
-                status.phase = Phase::Preparing;
-                status.journal.push(entry.clone());
-            })
-            .await
-    }
-
-    /// Removes what an attempt asked for; also what a POST without an answer may have made.
-    async fn clean(&self, nonce: &str) {
-        let backup = self.journal.lock().await.backup().clone();
-        self.unlabel(&backup).await;
-        let scope = Scope::Attempt(nonce.to_owned());
-        match cleanup::remove(&self.context, &self.labels.namespace, &scope, CLEANUP_PATIENCE).await {
-            Ok(true) => {}
-            Ok(false) => warn!(
-                namespace = self.labels.namespace,
-                "snapshots of a given-up attempt are still being deleted: check the snapshot controller and sidecar"
-            ),
-            Err(error) => {
-                warn!(namespace = self.labels.namespace, %error, "cleaning up failed; it is tried again later")
-            }
-        }
-    }
-
-    /// Takes the labels of groups from their claims: a group has found them by now, or never will.
-    async fn unlabel(&self, backup: &Backup) {
-        let uid = backup.uid().unwrap_or_default();
-        if let Err(error) = group_labels::remove(&self.context, &self.labels.namespace, &uid).await {
-            warn!(namespace = self.labels.namespace, %error, "the label of a group stays on its claims");
-        }
-    }
-
-    async fn settle(&self, nonce: &str) -> Result<Left, JournalError> {
-        let (backup, status) = {
-            let journal = self.journal.lock().await;
-            (journal.backup().clone(), journal.status())
-        };
-        if status.members.iter().any(|member| member.group.is_some()) {
-            self.unlabel(&backup).await;
-        }
-        let mut stop = self.stop.clone();
-        // The window is over: a controller that stops leaves the waiting to the next one.
-        let settled = tokio::select! {
-            settled = settle::settle(&self.context, &self.labels.namespace, &status) => settled,
-            why = ended(&mut stop, &backup) => {
-                if why.reason != Reason::Shutdown {
-                    self.confirm().await?;
-                    self.clean(nonce).await;
-                }
-                return self.end(why).await;
-            }
-        };
-        let judgement = settled.judgement.clone();
-        let missing = missing(&judgement.verdict.missing);
-        if settled.keep {
-            let spaces: kube::Api<k8s_openapi::api::core::v1::Namespace> =
-                kube::Api::all(self.context.client.clone());
-            let uid = match bounded("read the namespace", spaces.get(&self.labels.namespace)).await {
-                Ok(space) => space.metadata.uid.unwrap_or_default(),
-                Err(_) => String::new(),
-            };
-            let owner = Owner::of(&backup, uid, nonce.to_owned());
-            if let Err(error) = settle::keep(&self.context, &owner, &status, &settled).await {
-                warn!(namespace = self.labels.namespace, %error, "the point could not be labelled; trying again");
-                tokio::time::sleep(BETWEEN_ATTEMPTS).await;
-                if let Err(error) = settle::keep(&self.context, &owner, &status, &settled).await {
-                    let reason = "KeepFailed";
-                    self.warn(reason, &error.to_string()).await;
-                }
-            }
-        } else {
-            // An owner that was only stopped must not remove what another one keeps.
-            self.confirm().await?;
-            self.clean(nonce).await;
-        }
-        let (phase, reason, message, result) = if settled.keep {
-            let what = format!("{:?}-consistent recovery point", judgement.consistency);
-            let message = if missing.is_empty() { what } else { format!("{what}; not proven: {missing}") };
-            (Phase::Succeeded, "Completed", message, RunResult::Succeeded)
-        } else {
-            let reason = if settled.members.iter().any(|member| member.settled.is_none()) {
-                "SnapshotLost"
-            } else {
-                "NotProven"
-            };
-            let message =
-                format!("not proven: {missing}; its snapshots were removed (consistency: Required)");
-            (Phase::Failed, reason, message, RunResult::Failed)
-        };
-        let finished = MicroTime(self.context.clock.wall());
-        let at = self.context.clock.wall();
-        let generation = backup.metadata.generation;
-        self.journal
-            .lock()
-            .await
-            .write(WRITE_WITHIN, |status| {
-                status.phase = phase;
-                status.members.clone_from(&settled.members);
-                status.consistency = Some(judgement.consistency);
-                status.continuity = judgement.continuity;
-                status.cross_consistent = judgement.cross_consistent;
-                status.verdict = Some(judgement.verdict.clone());
-                status.cut = settled.cut.map(MicroTime);
-                status.finished_at = Some(finished.clone());
-                for one in conditions::finished(phase == Phase::Succeeded, reason, &message, generation, at) {
-                    conditions::set(&mut status.conditions, one);
-                }
-            })
-            .await?;
-        self.tell_end(&backup, phase, Some(judgement.consistency), reason, &message, result).await;
-        Ok(Left::Finished)
-    }
-
-    async fn fail(&self, failure: Failure) -> Result<Left, JournalError> {
-        let at = self.context.clock.wall();
-        let backup = {
-            let mut journal = self.journal.lock().await;
-            let generation = journal.backup().metadata.generation;
-            let replica = self.context.ownership.identity().to_owned();
-            journal
-                .write(WRITE_WITHIN, |status| {
-                    status.phase = Phase::Failed;
-                    status.executor = Some(replica.clone());
-                    status.finished_at = Some(MicroTime(at));
-                    status.consistency = Some(Consistency::None);
-                    let ends = conditions::finished(false, &failure.reason, &failure.message, generation, at);
-                    for one in ends {
-                        conditions::set(&mut status.conditions, one);
-                    }
-                })
-                .await?;
-            journal.backup().clone()
-        };
-        self.tell_end(&backup, Phase::Failed, None, &failure.reason, &failure.message, RunResult::Failed)
-            .await;
-        Ok(Left::Finished)
-    }
-
-    async fn tell_end(
-        &self,
-        backup: &Backup,
-        phase: Phase,
-        consistency: Option<Consistency>,
-        reason: &str,
-        message: &str,
-        result: RunResult,
-    ) {
-        self.context.observer.finished(&self.labels, backup.spec.trigger, consistency, result);
-        info!(
-            namespace = self.labels.namespace,
-            policy = self.labels.policy,
-            backup = backup.name_any(),
-            ?phase,
-            ?consistency,
-            reason,
-            message,
-            "finished"
-        );
-        match result {
-            RunResult::Succeeded => self.happenings.normal(backup, reason, message).await,
-            RunResult::Failed => self.happenings.warning(backup, reason, message).await,
-        }
-    }
-
     async fn warn(&self, reason: &str, message: &str) {
         let backup = self.journal.lock().await.backup().clone();
         self.happenings.warning(&backup, reason, message).await;
@@ -681,23 +379,6 @@ pub fn cancelled(backup: &Backup) -> Option<Abort> {
     backup.spec.cancel.then(|| Abort::new(Reason::Cancelled, "spec.cancel was set"))
 }
 
-/// Waits until a run is to end.
-async fn ended(stop: &mut watch::Receiver<Option<Abort>>, backup: &Backup) -> Abort {
-    if let Some(why) = cancelled(backup) {
-        return why;
-    }
-    let why = stop.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
-    why.unwrap_or_else(|| Abort::new(Reason::Shutdown, "the controller stops"))
-}
-
 fn interrupted(message: &str) -> Failure {
     Failure { reason: Reason::Interrupted.as_str().to_owned(), message: message.to_owned(), may_pass: true }
-}
-
-fn missing(findings: &[stillpoint_api::evidence::RuleFinding]) -> String {
-    let all: Vec<String> = findings
-        .iter()
-        .map(|one| format!("rule {} ({}): {}", one.rule, one.application, one.finding))
-        .collect();
-    all.join("; ")
 }
