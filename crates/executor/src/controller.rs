@@ -247,6 +247,7 @@ impl Shared {
         if !allowed {
             return;
         }
+        let _work = self.context.ownership.works_on("backups", namespace, name);
         let deleting = backup.metadata.deletion_timestamp.is_some();
         let begun = backup.status.as_ref().is_some_and(|status| status.attempt > 0);
         if deleting && (backup.finished() || !begun) {

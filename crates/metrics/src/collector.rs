@@ -246,6 +246,15 @@ const FAMILIES: &[Family] = &[
     ),
 ];
 
+/// Whether this process is the replica that schedules: of all replicas together at most one says 1.
+pub fn render_leader(leads: bool) -> String {
+    format!(
+        "# HELP stillpoint_leader 1 on the replica that schedules, 0 on the others.\n\
+         # TYPE stillpoint_leader gauge\nstillpoint_leader {}\n",
+        u8::from(leads)
+    )
+}
+
 /// Memory of this process that is in RAM, as the standard series every Prometheus client has. Empty where the
 /// kernel does not tell.
 pub fn render_process() -> String {

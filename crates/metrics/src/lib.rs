@@ -12,5 +12,5 @@ pub mod watch;
 
 pub use facts::{Facts, FactsStore, PolicyFacts};
 pub use registry::{BuildInfo, HookPhase, Metrics, RunResult};
-pub use server::{DEFAULT_ADDRESS, Endpoints, Part, Readiness, bind, serve};
+pub use server::{DEFAULT_ADDRESS, Endpoints, Part, Process, Readiness, bind, serve};
 pub use watch::feed;

@@ -1,4 +1,4 @@
-//! Answers `/metrics`, `/healthz` and `/readyz`.
+//! Answers `/metrics`, `/healthz`, `/readyz` and `/debug/state`.
 //!
 //! Guarantees: a client that is slow, broken or hostile costs at most one of [`MAX_CONNECTIONS`] places and
 //! [`HEADER_TIMEOUT`]; nothing here can end the process; shutdown lets answers under way finish, for
@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use crate::collector::{Family, render_process};
+use crate::collector::{Family, render_leader, render_process};
 use crate::facts::Facts;
 use crate::registry::Metrics;
 
@@ -46,6 +46,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
 
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +104,14 @@ impl Part {
     }
 }
 
+/// What this process is at, asked for at every scrape.
+pub trait Process: Send + Sync {
+    /// Whether it is the replica that schedules.
+    fn leads(&self) -> bool;
+    /// One JSON object for people (docs/metrics.md); nothing in it is secret.
+    fn state(&self) -> String;
+}
+
 /// What the endpoints show.
 #[derive(Clone)]
 pub struct Endpoints {
@@ -112,6 +121,8 @@ pub struct Endpoints {
     pub facts: Arc<dyn Facts>,
     /// What `/readyz` waits for.
     pub readiness: Readiness,
+    /// The process itself.
+    pub process: Arc<dyn Process>,
 }
 
 impl std::fmt::Debug for Endpoints {
@@ -193,11 +204,11 @@ async fn converse(stream: TcpStream, endpoints: Endpoints, mut stopped: watch::R
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 fn respond(endpoints: &Endpoints, method: &Method, path: &str) -> Response<Body> {
-    let known = matches!(path, "/metrics" | "/healthz" | "/readyz");
+    let known = matches!(path, "/metrics" | "/healthz" | "/readyz" | "/debug/state");
     if !known {
         return plain(
             StatusCode::NOT_FOUND,
-            "not found; there are /metrics, /healthz and /readyz\n".to_owned(),
+            "not found; there are /metrics, /healthz, /readyz and /debug/state\n".to_owned(),
         );
     }
     if method != Method::GET && method != Method::HEAD {
@@ -208,6 +219,10 @@ fn respond(endpoints: &Endpoints, method: &Method, path: &str) -> Response<Body>
     match path {
         "/metrics" => scrape(endpoints),
         "/healthz" => plain(StatusCode::OK, "ok\n".to_owned()),
+        "/debug/state" => {
+            let body = Full::new(Bytes::from(endpoints.process.state())).boxed_unsync();
+            with_body(StatusCode::OK, JSON, body)
+        }
         _ => {
             let missing = endpoints.readiness.missing();
             if missing.is_empty() {
@@ -233,7 +248,8 @@ fn scrape(endpoints: &Endpoints) -> Response<Body> {
             }
         }
     });
-    let process = std::iter::once_with(|| Bytes::from(render_process()));
+    let leads = endpoints.process.leads();
+    let process = std::iter::once_with(move || Bytes::from(render_leader(leads) + &render_process()));
     let chunks = about_policies.chain(events).chain(process).filter(|chunk| !chunk.is_empty());
     let frames = stream::iter(chunks.map(|chunk| Ok(Frame::data(chunk))));
     with_body(StatusCode::OK, TEXT_FORMAT, UnsyncBoxBody::new(StreamBody::new(frames)))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stillpoint_metrics::server::DRAIN_TIMEOUT;
-use stillpoint_metrics::{BuildInfo, Endpoints, FactsStore, Metrics, Readiness, bind, serve};
+use stillpoint_metrics::{BuildInfo, Endpoints, FactsStore, Metrics, Process, Readiness, bind, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -19,12 +19,24 @@ struct Server {
     task: JoinHandle<()>,
 }
 
+struct Leader;
+
+impl Process for Leader {
+    fn leads(&self) -> bool {
+        true
+    }
+
+    fn state(&self) -> String {
+        r#"{"leads":true}"#.to_owned()
+    }
+}
+
 async fn server() -> Server {
     let build = BuildInfo { version: "1.2.3".into(), revision: "abc".into() };
     let metrics = Arc::new(Metrics::new(&build).unwrap());
     let readiness = Readiness::default();
     let facts = Arc::new(FactsStore::new(Arc::clone(&metrics)));
-    let endpoints = Endpoints { metrics, facts, readiness: readiness.clone() };
+    let endpoints = Endpoints { metrics, facts, readiness: readiness.clone(), process: Arc::new(Leader) };
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -55,6 +67,15 @@ async fn a_scrape_is_text_with_the_build_and_the_memory() {
     assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
     assert!(answer.contains(r#"stillpoint_build_info{revision="abc",version="1.2.3"} 1"#), "{answer}");
     assert!(answer.contains("process_resident_memory_bytes "), "{answer}");
+    assert!(answer.contains("# TYPE stillpoint_leader gauge\nstillpoint_leader 1\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_state_of_the_process_is_json_as_the_process_says_it() {
+    let server = server().await;
+    let answer = get(server.address, "/debug/state").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(r#"{"leads":true}"#), "{answer}");
+    assert!(answer.contains("content-type: application/json"), "{answer}");
 }
 
 #[tokio::test]

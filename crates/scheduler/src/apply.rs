@@ -17,6 +17,7 @@ use stillpoint_api::policy::BackupPolicy;
 use stillpoint_api::restore::{Restore, RestoreSource};
 
 use crate::accept::{Schedules, accept};
+use crate::election::Leadership;
 use crate::projection::{BackupView, PolicyKey};
 use crate::reconciler::{Note, Observed, Outcome, Start, reconcile};
 use crate::slots::backup_name;
@@ -41,6 +42,7 @@ pub(crate) struct Apply {
     pub clock: SharedClock,
     pub cluster_uid: String,
     pub schedules: Schedules,
+    pub leadership: Leadership,
     recorder: Recorder,
 }
 
@@ -62,6 +64,8 @@ pub(crate) enum ApplyError {
     Api { action: &'static str, source: Box<kube::Error> },
     #[error("the status of the policy was changed by somebody else {CONFLICTS} times in a row")]
     Conflict,
+    #[error("this replica does not lead any more; the one that does takes the policy up")]
+    Deposed,
     #[error(
         "the names {name} and {name}{FOREIGN_SUFFIX} are held by Backups that the scheduler did not create; delete them"
     )]
@@ -69,10 +73,21 @@ pub(crate) enum ApplyError {
 }
 
 impl Apply {
-    pub fn new(client: Client, clock: SharedClock, cluster_uid: String, schedules: Schedules) -> Self {
+    pub fn new(
+        client: Client,
+        clock: SharedClock,
+        cluster_uid: String,
+        schedules: Schedules,
+        leadership: Leadership,
+    ) -> Self {
         let reporter = Reporter { controller: "stillpoint-scheduler".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, clock, cluster_uid, schedules, recorder }
+        Self { client, clock, cluster_uid, schedules, leadership, recorder }
+    }
+
+    /// The fence: asked immediately before every write, so that nothing is sent after the lead may have passed on.
+    fn fence(&self) -> Result<(), ApplyError> {
+        if self.leadership.leads() { Ok(()) } else { Err(ApplyError::Deposed) }
     }
 
     /// An event is for people: when it cannot be written, the status still says the same.
@@ -121,11 +136,12 @@ pub(crate) async fn apply(
         if let Some(start) = outcome.start
             && let Err(error) = create(context, &policy, start).await
         {
+            context.fence()?;
             let note = format!("the slot {} waits: {error}", start.slot);
             context.tell(&policy, "BackupNotStarted", note).await;
             return Err(error);
         }
-        if !write_status(&policies, &policy, &outcome).await? {
+        if !write_status(context, &policies, &policy, &outcome).await? {
             continue;
         }
         for note in &outcome.notes {
@@ -156,6 +172,7 @@ async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<
             );
             context.tell(policy, "BackupNameTaken", note).await;
         }
+        context.fence()?;
         match backups.create(&PostParams::default(), &backup).await {
             Ok(created) => {
                 tracing::info!(
@@ -212,6 +229,7 @@ fn new_backup(policy: &BackupPolicy, uid: &str, name: &str, start: Start) -> Bac
 
 /// `false` when somebody else wrote first: read and decide again.
 async fn write_status(
+    context: &Apply,
     policies: &Api<BackupPolicy>,
     policy: &BackupPolicy,
     outcome: &Outcome,
@@ -219,6 +237,7 @@ async fn write_status(
     if policy.status.as_ref() == Some(&outcome.status) {
         return Ok(true);
     }
+    context.fence()?;
     let written = BackupPolicy { status: Some(outcome.status.clone()), ..policy.clone() };
     match policies.replace_status(&policy.name_any(), &PostParams::default(), &written).await {
         Ok(_) => Ok(true),
@@ -247,6 +266,7 @@ async fn delete(
     for name in free.take(room) {
         let uid = backups.iter().find(|backup| backup.name == *name).map(|backup| backup.uid.clone());
         let preconditions = Some(Preconditions { uid, resource_version: None });
+        context.fence()?;
         match api_backups.delete(name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
             Ok(_) => tracing::info!(policy = %key, backup = name, "a backup was deleted by retention"),
             // Gone already, or another object by now.

@@ -1,7 +1,7 @@
 //! Watches policies and Backups, keeps one timer, and carries out what [`reconciler`](crate::reconciler) decides.
 //!
-//! Guarantees: nothing is decided before both watches have listed everything; a policy is worked on by one task at
-//! a time; the Backup is created before the status says so; every status write is a PUT with the version that was
+//! Guarantees: nothing is decided before both watches have listed everything, and nothing by a replica that does not
+//! lead; a policy is worked on by one task at a time; the Backup is created before the status says so; every status write is a PUT with the version that was
 //! read, and a conflict is read and decided again; nothing is deleted while any Backup is frozen.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::accept::Schedules;
 use crate::apply::{Applied, Apply, ApplyError, apply};
+use crate::election::Leadership;
 use crate::heap::DueHeap;
 use crate::projection::{PolicyKey, Projection};
 
@@ -46,8 +47,27 @@ pub struct SchedulerContext {
     pub clock: SharedClock,
     /// UID of the namespace `kube-system`: the seed of jitter. Any constant of the cluster will do.
     pub cluster_uid: String,
-    /// Becomes `true` when both watches have listed everything.
+    /// Becomes `true` when both watches have listed everything, whoever leads: a replica that waits is ready to lead.
     pub ready: watch::Sender<bool>,
+    /// Whether this replica is the one that schedules.
+    pub leadership: Leadership,
+    /// Where the loop shows what it is at.
+    pub progress: watch::Sender<Progress>,
+}
+
+/// What the loop is at, for people (`/debug/state`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Policies with a time at which they are looked at again; none while this replica does not lead.
+    pub waiting: usize,
+    /// Policies that are due and wait for a free task.
+    pub queued: usize,
+    /// Policies that are worked on.
+    pub busy: usize,
+    /// Which policy is due first, and when.
+    pub next: Option<(PolicyKey, Timestamp)>,
+    /// Namespace and name of every Backup that is frozen or about to be, whoever runs it.
+    pub frozen: Vec<(Arc<str>, String)>,
 }
 
 /// Why the scheduler ended although nobody asked it to.
@@ -67,6 +87,9 @@ type Guarded<K> = Result<Event<DeserializeGuard<K>>, watcher::Error>;
 struct Scheduler {
     context: Arc<Apply>,
     ready: watch::Sender<bool>,
+    progress: watch::Sender<Progress>,
+    /// The term of lead that we work in.
+    term: Option<u64>,
     projection: Projection,
     due: DueHeap<PolicyKey>,
     /// Waiting for a free task, in order, each once.
@@ -124,11 +147,14 @@ impl Scheduler {
     fn new(context: SchedulerContext) -> Self {
         Self {
             ready: context.ready,
+            progress: context.progress,
+            term: None,
             context: Arc::new(Apply::new(
                 context.client,
                 context.clock,
                 context.cluster_uid,
                 Schedules::default(),
+                context.leadership,
             )),
             projection: Projection::default(),
             due: DueHeap::default(),
@@ -150,11 +176,15 @@ impl Scheduler {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), SchedulerError> {
         let (mut policies, mut backups, mut shutdown) = (pin!(policies), pin!(backups), pin!(shutdown));
+        let mut lead = self.context.leadership.follow();
         loop {
+            self.follow();
             self.dispatch();
+            self.show();
             let sleep = self.sleep();
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
+                () = lead.changed() => {}
                 event = policies.next() => match event {
                     None => return Err(SchedulerError::WatchEnded("backuppolicies")),
                     Some(Ok(event)) => self.policy_event(event),
@@ -191,9 +221,53 @@ impl Scheduler {
         Duration::try_from(sleep).unwrap_or(Duration::ZERO)
     }
 
+    /// Begins or ends a term of lead. What is remembered of the objects is kept in step without the lead as well, so that
+    /// a new leader begins at once.
+    fn follow(&mut self) {
+        let term = self.context.leadership.term();
+        if term == self.term {
+            return;
+        }
+        self.term = term;
+        self.due = DueHeap::default();
+        self.queue.clear();
+        self.queued.clear();
+        self.failures.clear();
+        self.deletes_wait.clear();
+        if term.is_some() {
+            // The earlier leader noted them in the status; what it did not note is counted from the Backups.
+            self.projection.forget_fresh_failures();
+            self.begin();
+        }
+    }
+
+    /// Everything is looked at anew: whatever another leader left undone is found in the objects.
+    fn begin(&mut self) {
+        if self.listed() {
+            let keys: Vec<PolicyKey> = self.projection.policies().cloned().collect();
+            keys.into_iter().for_each(|key| self.enqueue(key));
+        }
+    }
+
+    fn show(&mut self) {
+        let next = self.due.first().map(|(key, due)| (key.clone(), due));
+        let now = Progress {
+            waiting: self.due.len(),
+            queued: self.queue.len(),
+            busy: self.busy.len(),
+            next,
+            frozen: self.projection.frozen(),
+        };
+        self.progress.send_if_modified(|shown| {
+            let changed = *shown != now;
+            *shown = now;
+            changed
+        });
+    }
+
     /// Starts work while there is room.
     fn dispatch(&mut self) {
-        if !self.listed() {
+        if !self.listed() || self.term.is_none() {
             return;
         }
         let now = self.now();
@@ -219,6 +293,9 @@ impl Scheduler {
     }
 
     fn enqueue(&mut self, key: PolicyKey) {
+        if self.term.is_none() {
+            return;
+        }
         if let Some(dirty) = self.busy.get_mut(&key) {
             *dirty = true;
         } else if self.queued.insert(key.clone()) {
@@ -230,6 +307,9 @@ impl Scheduler {
     fn done(&mut self, key: PolicyKey, result: Result<Applied, ApplyError>) {
         let dirty = self.busy.remove(&key).unwrap_or(false);
         match result {
+            // Whoever leads now, or we in our next term, looks at everything.
+            Err(ApplyError::Deposed) => {}
+            Ok(_) | Err(_) if self.term.is_none() => {}
             Ok(applied) => {
                 self.failures.remove(&key);
                 self.projection.failures_noted(&key, applied.failures_noted);
@@ -364,9 +444,9 @@ impl Scheduler {
 
     fn all_listed(&mut self) {
         if self.listed() && !self.ready.send_replace(true) {
-            let keys: Vec<PolicyKey> = self.projection.policies().cloned().collect();
-            tracing::info!(policies = keys.len(), "the scheduler has listed all policies and backups");
-            keys.into_iter().for_each(|key| self.enqueue(key));
+            let policies = self.projection.policies().count();
+            tracing::info!(policies, "the scheduler has listed all policies and backups");
+            self.begin();
         }
     }
 

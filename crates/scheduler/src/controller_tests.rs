@@ -141,9 +141,11 @@ impl World {
         let clock = Arc::new(ManualClock::at("2026-11-14T02:00:01Z".parse().unwrap()));
         let scheduler = Scheduler::new(SchedulerContext {
             client: client(&server),
+            leadership: Leadership::alone(clock.clone()),
             clock,
             cluster_uid: "cluster".to_owned(),
             ready,
+            progress: watch::Sender::default(),
         });
         let (policies, policy_stream) = mpsc::unbounded();
         let (backups, backup_stream) = mpsc::unbounded();

@@ -44,13 +44,18 @@ impl<K: Clone + Eq + Hash + Ord> DueHeap<K> {
 
     /// When the first key is due.
     pub fn next_due(&mut self) -> Option<Timestamp> {
+        self.first().map(|(_, due)| due)
+    }
+
+    /// The first key, and when it is due.
+    pub fn first(&mut self) -> Option<(&K, Timestamp)> {
         while let Some(Reverse((due, key))) = self.heap.peek() {
             if self.live.get(key) == Some(due) {
-                return Some(*due);
+                break;
             }
             self.heap.pop();
         }
-        None
+        self.heap.peek().map(|Reverse((due, key))| (key, *due))
     }
 
     /// Takes the first key that is due at `now`.

@@ -2,12 +2,13 @@
 //!
 //! Pure: [`cron`] (expressions, zones), [`slots`] (what is due), [`heap`] (who is due next), [`retention`] (what may
 //! go), [`objectives`] (RPO), [`accept`] and [`reconciler`] (one policy as a whole). They take `now` as an argument
-//! and touch nothing. [`run`] watches, keeps the timer and acts; what it did is in the objects.
+//! and touch nothing. [`election`] says which replica schedules. [`run`] watches, keeps the timer and acts; what it did is in the objects.
 
 pub mod accept;
 mod apply;
 mod controller;
 pub mod cron;
+pub mod election;
 pub mod heap;
 pub mod objectives;
 pub mod projection;
@@ -16,4 +17,4 @@ pub mod retention;
 pub mod slots;
 mod templates;
 
-pub use controller::{SchedulerContext, SchedulerError, run};
+pub use controller::{Progress, SchedulerContext, SchedulerError, run};

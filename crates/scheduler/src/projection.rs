@@ -260,6 +260,18 @@ impl Projection {
         !self.freezing.is_empty()
     }
 
+    /// Namespace and name of every Backup that is in its freeze, sorted.
+    pub fn frozen(&self) -> Vec<(Arc<str>, String)> {
+        let mut frozen: Vec<_> = self.freezing.iter().cloned().collect();
+        frozen.sort();
+        frozen
+    }
+
+    /// Forgets which failures are not in the statuses yet: another leader noted them.
+    pub fn forget_fresh_failures(&mut self) {
+        self.fresh_failures.clear();
+    }
+
     /// Failures that were seen and are not in the policy's status yet.
     pub fn fresh_failures(&self, key: &PolicyKey) -> u32 {
         self.fresh_failures.get(key).copied().unwrap_or(0)

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use stillpoint_api::backup::{Backup, Trigger};
 use stillpoint_api::clock::{Clock as _, ManualClock, SystemClock};
 use stillpoint_api::policy::{BackupPolicy, BackupPolicyStatus};
+use stillpoint_scheduler::election::Leadership;
 use stillpoint_scheduler::{SchedulerContext, SchedulerError, run};
 use stillpoint_simcluster::{SimCluster, SimOptions};
 use tokio::sync::{oneshot, watch};
@@ -49,6 +50,8 @@ impl World {
             clock: clock.clone(),
             cluster_uid: "cluster".to_owned(),
             ready: sender,
+            leadership: Leadership::alone(clock.clone()),
+            progress: watch::Sender::default(),
         };
         let scheduler = tokio::spawn(run(context, async move {
             stopped.await.ok();

@@ -1,12 +1,14 @@
 //! `stillpoint controller`: scheduler, executor, restores and metrics in one process.
 //!
-//! Guarantees: its configuration is printed at start; on SIGTERM or SIGINT whatever is frozen is thawed first and
-//! journalled; a part that ends by itself ends the process with an error, so that it is restarted.
+//! Guarantees: its configuration is printed at start; of several replicas one schedules, and all carry out runs; on SIGTERM
+//! or SIGINT whatever is frozen is thawed first and journalled, and the lead is let go after that, when nothing is written
+//! any more; a part that ends by itself ends the process with an error, so that it is restarted.
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::Namespace;
@@ -22,13 +24,18 @@ use stillpoint_executor::ownership::replica::identity;
 use stillpoint_executor::ownership::{Ownership, Timing};
 use stillpoint_executor::storage::{StorageTable, TrustFile};
 use stillpoint_metrics::{BuildInfo, Endpoints, FactsStore, Metrics, Readiness};
-use stillpoint_scheduler::SchedulerContext;
-use tokio::sync::watch;
+use stillpoint_scheduler::election::{self, Candidate, Leadership, Terms};
+use stillpoint_scheduler::{Progress, SchedulerContext};
+use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 use crate::cluster::{self, ClusterArgs, chain};
 use crate::commands::lint::documents;
 use crate::failure::{Exit, Failure};
+use crate::state::Inside;
+
+/// How long a stopping controller waits for what its scheduler has begun: a few requests.
+const SCHEDULER_ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Shown below `--help`.
 pub const HELP: &str = "\
@@ -37,7 +44,10 @@ Examples:
   stillpoint controller --storage-trust trust.yaml --log-format json
 
 It needs the rights of deploy/base and nothing more. Namespaces opt in by a ServiceAccount stillpoint-hooks.
-/metrics, /healthz and /readyz are served on --metrics-address. SIGTERM thaws whatever is frozen, then ends.";
+Several may run: one of them schedules, prunes and sweeps, all of them carry out runs; when the one that schedules is
+killed, another does within 17 seconds.
+/metrics, /healthz, /readyz and /debug/state are served on --metrics-address. SIGTERM thaws whatever is frozen, lets the
+Lease of the scheduler go, then ends.";
 
 /// Arguments of `controller`.
 #[derive(Args, Clone, Debug)]
@@ -46,14 +56,16 @@ pub struct ControllerArgs {
     /// cut, group, cutSignal and reason
     #[arg(long, value_name = "FILE")]
     pub storage_trust: Option<PathBuf>,
-    /// Where /metrics, /healthz and /readyz are served
+    /// Where /metrics, /healthz, /readyz and /debug/state (which replica leads, runs of this one, what is due next) are
+    /// served
     #[arg(long, alias = "metrics-addr", value_name = "ADDRESS:PORT", default_value_t = stillpoint_metrics::server::DEFAULT_ADDRESS)]
     pub metrics_address: SocketAddr,
     /// Name of this replica in claims and journals; a random part is added at every start. Default: the host name, which
     /// is the pod's
     #[arg(long, value_name = "NAME", env = "STILLPOINT_REPLICA")]
     pub replica: Option<String>,
-    /// Namespace of the Leases: one per replica, and one per workload being backed up. Every replica must name the same.
+    /// Namespace of the Leases: one of whoever schedules, one per replica, and one per workload being backed up. Every
+    /// replica must name the same.
     /// Default: the namespace of the pod's account, or of the kubeconfig's context
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
     pub lease_namespace: Option<String>,
@@ -238,9 +250,11 @@ pub async fn run(
         storage: Arc::new(storage),
         observer: Arc::new(Observed(Arc::clone(&metrics))),
         contents: contents.clone(),
-        ownership: Ownership::new(replica, lease_namespace, Timing::default()),
+        ownership: Ownership::new(replica.clone(), lease_namespace.clone(), Timing::default()),
         impersonate: true,
     };
+    let leadership = Leadership::none(Arc::clone(&clock));
+    let progress = watch::Sender::new(Progress::default());
     let (stop, stopping) = watch::channel(false);
     let until_stopped = || {
         let mut stopping = stopping.clone();
@@ -266,9 +280,30 @@ pub async fn run(
             metrics: Arc::clone(&metrics),
             facts: Arc::clone(&facts) as Arc<dyn stillpoint_metrics::Facts>,
             readiness: readiness.clone(),
+            process: Arc::new(Inside {
+                leadership: leadership.clone(),
+                ownership: context.ownership.clone(),
+                progress: progress.subscribe(),
+            }),
         },
         until_stopped(),
     ));
+    let (leave, leaving) = oneshot::channel::<()>();
+    let mut electing = tokio::spawn(election::run(
+        Candidate {
+            client: client.clone(),
+            namespace: lease_namespace,
+            identity: replica,
+            clock: Arc::clone(&clock),
+            terms: Terms::default(),
+            leadership: leadership.clone(),
+        },
+        async move {
+            // A sender that is gone is a reason to leave as well.
+            let _ = leaving.await;
+        },
+    ));
+    let mut sweeping = tokio::spawn(only_the_leader_sweeps(context.ownership.clone(), leadership.clone()));
     let mut watching = tokio::spawn(contents.run(client.clone()));
     let mut feeding = {
         let (client, facts, readiness) = (client.clone(), Arc::clone(&facts), readiness.clone());
@@ -291,6 +326,8 @@ pub async fn run(
             clock,
             cluster_uid,
             ready: listed("scheduler: policies and backups listed"),
+            leadership,
+            progress,
         },
         until_stopped(),
     ));
@@ -304,12 +341,25 @@ pub async fn run(
         end = &mut server => Some(describe_endless("metrics server", end)),
         end = &mut watching => Some(describe_endless("watch on snapshot contents", end)),
         end = &mut feeding => Some(describe_endless("metrics watch", end)),
+        end = &mut electing => Some(describe_endless("election", end)),
+        end = &mut sweeping => Some(describe_endless("switch of the sweeper", end)),
     };
     stop.send_replace(true);
-    // The executor thaws and journals; the server lets a scrape finish; the others have nothing to wait for.
+    // The executor thaws and journals: nothing comes before that. The server lets a scrape finish.
     if !backups.is_finished() {
         let _ = backups.await;
     }
+    // What the scheduler has begun it finishes; then nothing of the leader's is under way, and the lead may pass.
+    if !scheduler.is_finished() && tokio::time::timeout(SCHEDULER_ENDS_WITHIN, &mut scheduler).await.is_err()
+    {
+        scheduler.abort();
+        let _ = scheduler.await;
+    }
+    let _ = leave.send(());
+    if !electing.is_finished() {
+        let _ = electing.await;
+    }
+    sweeping.abort();
     watching.abort();
     feeding.abort();
     if !server.is_finished() {
@@ -323,6 +373,15 @@ pub async fn run(
         Some(why) => {
             Err(Failure::new("a part of the controller ended by itself", why, "it is safe to start it again"))
         }
+    }
+}
+
+/// Hands the outcome of the election to the sweeper: scheduler and executor do not know each other.
+async fn only_the_leader_sweeps(ownership: Ownership, leadership: Leadership) {
+    let mut news = leadership.follow();
+    loop {
+        ownership.sweep(leadership.leads());
+        news.changed().await;
     }
 }
 

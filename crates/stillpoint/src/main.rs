@@ -10,6 +10,7 @@ mod controller;
 mod demo;
 mod failure;
 mod output;
+mod state;
 
 use std::process::ExitCode;
 

@@ -126,6 +126,28 @@ struct Shared {
     peers: Mutex<Peers>,
     /// Attempts in progress in this process.
     windows: watch::Sender<usize>,
+    /// What this process works on, and how often.
+    works: Mutex<BTreeMap<String, usize>>,
+    /// Whether this replica sweeps.
+    sweeps: watch::Sender<bool>,
+}
+
+/// While it lives this process works on what it names.
+pub struct Work {
+    shared: Arc<Shared>,
+    name: String,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let mut works = self.shared.works.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = works.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                works.remove(&self.name);
+            }
+        }
+    }
 }
 
 /// While it lives the sweeper of this process rests.
@@ -171,6 +193,8 @@ impl Ownership {
             own: watch::Sender::new(OwnLease::default()),
             peers: Mutex::default(),
             windows: watch::Sender::new(0),
+            works: Mutex::default(),
+            sweeps: watch::Sender::new(true),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -243,6 +267,33 @@ impl Ownership {
         let mut open = self.shared.windows.subscribe();
         // The sender lives as long as we do.
         let _ = open.wait_for(|open| *open == 0).await;
+    }
+
+    /// Says that this process works on an object, for [`Ownership::works`].
+    pub fn works_on(&self, kind: &str, namespace: &str, name: &str) -> Work {
+        let name = format!("{kind}/{namespace}/{name}");
+        let mut works = self.shared.works.lock().unwrap_or_else(PoisonError::into_inner);
+        *works.entry(name.clone()).or_default() += 1;
+        drop(works);
+        Work { shared: Arc::clone(&self.shared), name }
+    }
+
+    /// What this process works on: `kind/namespace/name`, sorted.
+    pub fn works(&self) -> Vec<String> {
+        let works = self.shared.works.lock().unwrap_or_else(PoisonError::into_inner);
+        works.keys().cloned().collect()
+    }
+
+    /// Says whether this replica sweeps; one that is told nothing does. Sweeping twice is harmless and costs requests, so
+    /// one replica does it: the leader (docs/design/freeze.md §5).
+    pub fn sweep(&self, sweeps: bool) {
+        self.shared.sweeps.send_if_modified(|before| std::mem::replace(before, sweeps) != sweeps);
+    }
+
+    /// Waits until this replica is the one that sweeps, or is not.
+    pub(crate) async fn sweeps(&self, wanted: bool) {
+        // The sender lives as long as we do.
+        let _ = self.shared.sweeps.subscribe().wait_for(|sweeps| *sweeps == wanted).await;
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {

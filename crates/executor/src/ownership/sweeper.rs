@@ -137,8 +137,19 @@ impl Sweeper {
         Self { context, orphans: BTreeMap::new() }
     }
 
-    /// Sweeps at once and then at every interval, until the future is dropped.
+    /// Sweeps at once and then at every interval while this replica is the one that does, until the future is dropped.
     pub async fn run(mut self) {
+        let ownership = self.context.ownership.clone();
+        loop {
+            ownership.sweeps(true).await;
+            tokio::select! {
+                () = ownership.sweeps(false) => self.orphans.clear(),
+                () = self.sweep_again_and_again() => {}
+            }
+        }
+    }
+
+    async fn sweep_again_and_again(&mut self) {
         loop {
             if let Err(error) = self.sweep().await {
                 warn!(%error, "what earlier runs left behind was not removed; it is tried again");

@@ -1,0 +1,92 @@
+//! What a running controller tells about itself: `/debug/state`, and whether it leads.
+
+use serde_json::{Value, json};
+use stillpoint_executor::ownership::Ownership;
+use stillpoint_metrics::Process;
+use stillpoint_scheduler::Progress;
+use stillpoint_scheduler::election::Leadership;
+use tokio::sync::watch;
+
+/// Where the answers come from.
+#[derive(Debug)]
+pub struct Inside {
+    /// The election.
+    pub leadership: Leadership,
+    /// What this replica works on.
+    pub ownership: Ownership,
+    /// The scheduler's loop.
+    pub progress: watch::Receiver<Progress>,
+}
+
+impl Inside {
+    /// The whole state, names only.
+    fn value(&self) -> Value {
+        let progress = self.progress.borrow();
+        let frozen: Vec<String> =
+            progress.frozen.iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+        let next = progress
+            .next
+            .as_ref()
+            .map(|(policy, at)| json!({"policy": policy.to_string(), "at": at.to_string()}));
+        json!({
+            "replica": self.ownership.identity(),
+            "leads": self.leadership.leads(),
+            "leader": self.leadership.holder(),
+            "works": self.ownership.works(),
+            "frozen": frozen,
+            "schedule": {
+                "waiting": progress.waiting,
+                "queued": progress.queued,
+                "busy": progress.busy,
+                "next": next,
+            },
+        })
+    }
+}
+
+impl Process for Inside {
+    fn leads(&self) -> bool {
+        self.leadership.leads()
+    }
+
+    fn state(&self) -> String {
+        format!("{:#}\n", self.value())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use stillpoint_api::clock::ManualClock;
+    use stillpoint_executor::ownership::Timing;
+    use stillpoint_scheduler::projection::PolicyKey;
+
+    use super::*;
+
+    #[test]
+    fn the_state_names_leader_runs_freezes_and_what_is_due_first() {
+        let clock = Arc::new(ManualClock::at("2026-11-21T01:00:00Z".parse().unwrap()));
+        let ownership = Ownership::new("a_1", "here", Timing::default());
+        let _work = ownership.works_on("backups", "shop", "b");
+        let progress = watch::Sender::new(Progress {
+            waiting: 2,
+            queued: 0,
+            busy: 1,
+            next: Some((PolicyKey::new("shop", "nightly"), "2026-11-21T02:00:00Z".parse().unwrap())),
+            frozen: vec![("shop".into(), "b".into())],
+        });
+        let leadership = Leadership::alone(clock);
+        let inside = Inside { leadership, ownership: ownership.clone(), progress: progress.subscribe() };
+        let expected = json!({
+            "replica": "a_1", "leads": true, "leader": null, "works": ["backups/shop/b"], "frozen": ["shop/b"],
+            "schedule": {
+                "waiting": 2, "queued": 0, "busy": 1,
+                "next": {"policy": "shop/nightly", "at": "2026-11-21T02:00:00Z"},
+            },
+        });
+        assert_eq!(inside.value(), expected);
+        drop(_work);
+        assert!(ownership.works().is_empty());
+    }
+}
