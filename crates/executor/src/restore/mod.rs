@@ -1,15 +1,16 @@
 //! Brings a recovery point back as new claims in the same namespace (target `clone`).
 //!
-//! [`plan`] is pure; this file reads, creates and waits. A Restore runs once; its claims carry its name, and a claim
-//! of that name that is somebody else's is never touched.
+//! [`plan`] is pure; this file reads, creates and waits; [`desk`] says which Restores are this replica's. A Restore runs
+//! once, by one replica at a time: one that lost it writes no status any more. Its claims carry its name, and a claim of
+//! that name that is somebody else's is never touched. Which Backup is restored is written before anything is made, so that
+//! whoever takes over makes the rest of the same point.
 
+mod desk;
 pub mod plan;
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimSpec, TypedLocalObjectReference, VolumeResourceRequirements,
 };
@@ -17,7 +18,6 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ListParams, ObjectMeta, PostParams};
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
 use stillpoint_api::backup::Backup;
 use stillpoint_api::clock::Mono;
@@ -26,73 +26,32 @@ use stillpoint_api::restore::{
     RESTORE_LABEL, Restore, RestorePhase, RestoreSource, RestoreStatus, RestoreStep, RestoredClaim,
 };
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::context::{Context, RequestError, bounded};
-use crate::controller::ControllerError;
 use crate::happenings::Happenings;
 use crate::resolve::Refusal;
 use crate::snapshot_request::label;
 use plan::{NewClaim, RestorePlan};
+
+pub use desk::run;
 
 /// How long claims may take to be bound: a driver may copy the data first.
 const BOUND_WITHIN: Duration = Duration::from_secs(3600);
 const LOOK_FIRST: Duration = Duration::from_millis(200);
 const LOOK_AT_MOST: Duration = Duration::from_secs(5);
 
-/// Runs until `shutdown`. `listed` turns true when the watch shows the present state.
-///
-/// # Errors
-/// The watch ended.
-pub async fn run(
-    context: Context,
-    listed: watch::Sender<bool>,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), ControllerError> {
-    let happenings = Happenings::new(context.client.clone(), context.ownership.identity());
-    let api: Api<Restore> = Api::all(context.client.clone());
-    let open = || watcher(api.clone(), watcher::Config::default()).boxed();
-    let mut events = open();
-    let active: Arc<Mutex<HashSet<(String, String)>>> = Arc::default();
-    let mut tasks = JoinSet::new();
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => return Ok(()),
-            event = events.next() => match event {
-                None => return Err(ControllerError::WatchEnded),
-                Some(Err(error)) => {
-                    listed.send_replace(false);
-                    debug!(%error, "the watch on Restores broke; it is opened again");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
-                    events = open();
-                }
-                Some(Ok(Event::Init | Event::Delete(_))) => {}
-                Some(Ok(Event::InitDone)) => {
-                    listed.send_replace(true);
-                }
-                Some(Ok(Event::Apply(restore) | Event::InitApply(restore))) => {
-                    let key = (restore.namespace().unwrap_or_default(), restore.name_any());
-                    let over = matches!(
-                        restore.status.as_ref().map(|status| status.phase),
-                        Some(RestorePhase::Succeeded | RestorePhase::Failed)
-                    );
-                    let free = !over && active.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
-                    if free {
-                        let (context, happenings) = (context.clone(), happenings.clone());
-                        let active = Arc::clone(&active);
-                        tasks.spawn(async move {
-                            carry_out(&context, &happenings, restore).await;
-                            active.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-                        });
-                    }
-                }
-            },
-            Some(_) = tasks.join_next() => {}
-        }
+/// Why a Restore is not carried out here to its end.
+enum End {
+    /// It cannot be done: so it fails.
+    Refused(Refusal),
+    /// It is not ours any more, or nothing can be written about it: somebody else, or we later, carry it out.
+    Lost(String),
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
@@ -102,6 +61,8 @@ struct Work<'a> {
     api: Api<Restore>,
     restore: Restore,
     began: Mono,
+    /// What replicas before this one spent on it.
+    earlier: Duration,
     status: RestoreStatus,
 }
 
@@ -113,17 +74,25 @@ async fn carry_out(context: &Context, happenings: &Happenings, restore: Restore)
         api: Api::namespaced(context.client.clone(), &namespace),
         status: restore.status.clone().unwrap_or_default(),
         began: context.clock.mono(),
+        earlier: Duration::ZERO,
         restore,
     };
-    let outcome = work.go(&namespace).await;
-    match outcome {
+    let ended = match work.go(&namespace).await {
         Ok(message) => {
-            work.finish(RestorePhase::Succeeded, "Completed", &message).await;
+            work.finish(RestorePhase::Succeeded, "Completed", &message).await.map(|()| Ok(message))
+        }
+        Err(End::Refused(refusal)) => {
+            let finished = work.finish(RestorePhase::Failed, refusal.reason, &refusal.message).await;
+            finished.map(|()| Err(refusal))
+        }
+        Err(lost @ End::Lost(_)) => Err(lost),
+    };
+    match ended {
+        Ok(Ok(message)) => {
             info!(namespace, restore = name, message, "restored");
             happenings.normal(&work.restore, "Completed", &message).await;
         }
-        Err(refusal) => {
-            work.finish(RestorePhase::Failed, refusal.reason, &refusal.message).await;
+        Ok(Err(refusal)) | Err(End::Refused(refusal)) => {
             warn!(
                 namespace,
                 restore = name,
@@ -133,20 +102,17 @@ async fn carry_out(context: &Context, happenings: &Happenings, restore: Restore)
             );
             happenings.warning(&work.restore, refusal.reason, &refusal.message).await;
         }
+        Err(End::Lost(why)) => info!(namespace, restore = name, why, "a Restore is left where it is"),
     }
 }
 
 impl Work<'_> {
-    async fn go(&mut self, namespace: &str) -> Result<String, Refusal> {
+    async fn go(&mut self, namespace: &str) -> Result<String, End> {
+        self.take().await?;
         if let Some(first) = stillpoint_api::validate::restore(&self.restore).first() {
-            return Err(Refusal::stands("RestoreNotAccepted", format!("{}: {}", first.path, first.message)));
+            let why = format!("{}: {}", first.path, first.message);
+            return Err(Refusal::stands("RestoreNotAccepted", why).into());
         }
-        let now = MicroTime(self.context.clock.wall());
-        self.status.phase = RestorePhase::Restoring;
-        self.status.started_at.get_or_insert(now);
-        self.status.executor = Some(self.context.ownership.identity().to_owned());
-        self.write().await;
-
         let backup = self.source(namespace).await?;
         let plan = plan::plan(&self.restore, &backup)?;
         self.status.backup = Some(backup.name_any());
@@ -155,13 +121,33 @@ impl Work<'_> {
         self.step("plan");
         self.check_sources(namespace, &plan).await?;
         self.step("check the snapshots");
+        // Before anything is made: whoever takes over must make the rest of the same point.
+        self.write().await?;
         self.create(namespace, &plan).await?;
         self.step("create the claims");
-        self.write().await;
+        self.write().await?;
         self.wait_until_bound(namespace, &plan).await?;
         self.step("bind the claims");
         let names = plan.claims.iter().map(|claim| claim.name.as_str()).collect::<Vec<_>>().join(", ");
         Ok(format!("claims {names} hold the data of Backup {}", backup.name_any()))
+    }
+
+    /// Claims it over the version that was read: of several replicas that try, one succeeds.
+    async fn take(&mut self) -> Result<(), End> {
+        let now = self.context.clock.wall();
+        let started = self.status.started_at.get_or_insert(MicroTime(now)).0;
+        self.earlier = Duration::try_from(now.duration_since(started)).unwrap_or_default();
+        self.status.phase = RestorePhase::Restoring;
+        self.status.executor = Some(self.context.ownership.identity().to_owned());
+        self.status.steps.clear();
+        let mut wanted = self.restore.clone();
+        wanted.status = Some(self.status.clone());
+        let name = wanted.name_any();
+        let params = PostParams::default();
+        let put = self.api.replace_status(&name, &params, &wanted);
+        let claimed = bounded(format!("claim Restore {name}"), put).await;
+        self.restore = claimed.map_err(|error| End::Lost(error.to_string()))?;
+        Ok(())
     }
 
     fn step(&mut self, name: &str) {
@@ -172,17 +158,16 @@ impl Work<'_> {
 
     async fn source(&self, namespace: &str) -> Result<Backup, Refusal> {
         let backups: Api<Backup> = Api::namespaced(self.context.client.clone(), namespace);
+        let named = async |name: &str| {
+            let read = bounded(format!("read Backup {name}"), backups.get_opt(name)).await;
+            read.map_err(|error| Refusal::request(&error))?.ok_or_else(|| {
+                Refusal::stands("BackupNotFound", format!("there is no Backup {name} in {namespace}"))
+            })
+        };
         match &self.restore.spec.source {
-            RestoreSource::BackupRef(source) => {
-                let read =
-                    bounded(format!("read Backup {}", source.name), backups.get_opt(&source.name)).await;
-                read.map_err(|error| Refusal::request(&error))?.ok_or_else(|| {
-                    Refusal::stands(
-                        "BackupNotFound",
-                        format!("there is no Backup {} in {namespace}", source.name),
-                    )
-                })
-            }
+            RestoreSource::BackupRef(source) => named(&source.name).await,
+            // Chosen before, perhaps by another replica.
+            RestoreSource::Latest(_) if let Some(chosen) = &self.status.backup => named(chosen).await,
             RestoreSource::Latest(latest) => {
                 let listed = bounded("list Backups", backups.list(&ListParams::default())).await;
                 let all = listed.map_err(|error| Refusal::request(&error))?.items;
@@ -352,8 +337,11 @@ impl Work<'_> {
         Ok(class.and_then(|class| class.volume_binding_mode).as_deref() == Some("WaitForFirstConsumer"))
     }
 
-    /// Writes the status, by compare-and-swap on what was read; a conflict is read again once per try.
-    async fn write(&mut self) {
+    /// Writes the status, by compare-and-swap on what was read. After a conflict it is read again, and written only if the
+    /// Restore is still ours.
+    async fn write(&mut self) -> Result<(), End> {
+        let us = self.context.ownership.identity();
+        let mut last = String::new();
         for _ in 0..8 {
             let mut wanted = self.restore.clone();
             wanted.status = Some(self.status.clone());
@@ -363,30 +351,40 @@ impl Work<'_> {
             match bounded(format!("write the status of Restore {name}"), put).await {
                 Ok(written) => {
                     self.restore = written;
-                    return;
+                    return Ok(());
                 }
                 Err(error) if error.is_conflict() => {
+                    last = error.to_string();
                     if let Ok(fresh) = bounded("read the Restore", self.api.get(&name)).await {
-                        self.restore = fresh;
+                        let same = fresh.uid() == self.restore.uid();
+                        match desk::executor(&fresh) {
+                            Some(executor) if same && executor == us => self.restore = fresh,
+                            other => {
+                                return Err(End::Lost(format!("{} has it now", other.unwrap_or("nobody"))));
+                            }
+                        }
                     }
                 }
-                Err(error) if error.is_not_found() => return,
+                Err(error) if error.is_not_found() => return Err(End::Lost("it was deleted".to_owned())),
                 Err(error) => {
                     warn!(restore = name, %error, "the status was not written; trying again");
+                    last = error.to_string();
                     tokio::time::sleep(LOOK_AT_MOST).await;
                 }
             }
         }
+        Err(End::Lost(last))
     }
 
-    async fn finish(&mut self, phase: RestorePhase, reason: &str, message: &str) {
+    async fn finish(&mut self, phase: RestorePhase, reason: &str, message: &str) -> Result<(), End> {
         let at = self.context.clock.wall();
         let good = phase == RestorePhase::Succeeded;
         self.status.phase = phase;
         self.status.restored_at = Some(MicroTime(at));
-        self.status.rto_seconds = Some(self.context.clock.mono().since(self.began).as_secs_f64());
+        let spent = self.earlier + self.context.clock.mono().since(self.began);
+        self.status.rto_seconds = Some(spent.as_secs_f64());
         let generation = self.restore.metadata.generation;
         self.status.conditions = conditions::finished(good, reason, message, generation, at);
-        self.write().await;
+        self.write().await
     }
 }

@@ -2,16 +2,26 @@
 
 use std::fs;
 
+use std::time::Duration;
+
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use stillpoint_api::Restore;
 use stillpoint_api::restore::RestorePhase;
-use stillpoint_simcluster::CLASS;
+use stillpoint_simcluster::{CLASS, Fault, FaultAction};
 
+use crate::controller::Controller;
 use crate::stage::{NAMESPACE, SOON, Stage, application, claims, create, eventually};
 
 async fn restored(stage: &Stage, name: &str, source: Value, clone: Value) -> Restore {
+    restore(stage, name, source, clone).await;
+    ended(stage, name).await
+}
+
+async fn restore(stage: &Stage, name: &str, source: Value, clone: Value) {
     create(
         &stage.cluster,
         json!({
@@ -21,6 +31,9 @@ async fn restored(stage: &Stage, name: &str, source: Value, clone: Value) -> Res
         }),
     )
     .await;
+}
+
+async fn ended(stage: &Stage, name: &str) -> Restore {
     let api: Api<Restore> = Api::namespaced(stage.cluster.client(), NAMESPACE);
     eventually(&format!("Restore {name} ends"), SOON, async || {
         let restore = api.get(name).await.unwrap();
@@ -114,5 +127,79 @@ async fn the_latest_point_of_a_policy_is_its_newest() {
     assert_eq!(outcome(&restore), (RestorePhase::Succeeded, "Completed".into()));
     assert_eq!(restore.status.unwrap().backup.as_deref(), Some("b2"));
     assert_eq!(content(&stage, "r-data", "orders").await, "two");
+    stage.end().await;
+}
+
+/// How often a claim was asked for.
+fn claims_asked_for(stage: &Stage) -> usize {
+    let audit = stage.cluster.audit();
+    audit.iter().filter(|one| one.verb == "create" && one.resource == "persistentvolumeclaims").count()
+}
+
+#[tokio::test]
+async fn of_two_replicas_one_carries_a_restore_out() {
+    let mut stage = Stage::faithful("restores-claimed").await;
+    let second = Controller::start(&stage.cluster, "second");
+    stage.back_up("b").await;
+    stage.finished("b").await;
+    let before = claims_asked_for(&stage);
+    let names = ["r0", "r1", "r2", "r3"];
+    for name in names {
+        restore(&stage, name, json!({"backupRef": {"name": "b"}}), json!({})).await;
+    }
+    for name in names {
+        let restore = ended(&stage, name).await;
+        assert_eq!(outcome(&restore), (RestorePhase::Succeeded, "Completed".into()), "{restore:#?}");
+    }
+    assert_eq!(claims_asked_for(&stage) - before, names.len(), "nobody asked for a claim twice");
+    second.kill();
+    stage.controller.take().unwrap().stop().await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_restore_whose_replica_was_killed_is_finished_by_another_from_the_same_point() {
+    let mut stage = Stage::faithful("restores-replaced").await;
+    let policy = json!({"policyRef": {"name": "nightly"}});
+    create(
+        &stage.cluster,
+        json!({
+            "apiVersion": "stillpoint.dev/v1alpha1", "kind": "BackupPolicy",
+            "metadata": {"name": "nightly", "namespace": NAMESPACE},
+            "spec": {"schedule": {"cron": "0 3 * * *"}, "applications": [application()]},
+        }),
+    )
+    .await;
+    stage.back_up_as("b1", policy.clone()).await;
+    let point = stage.finished("b1").await;
+    assert!(point.proven());
+
+    // Its replica is killed before the claim is there.
+    let slow = FaultAction::Delay(Duration::from_secs(60));
+    stage.cluster.faults().inject(Fault::new("create", "persistentvolumeclaims", slow));
+    restore(&stage, "r", json!({"latest": policy}), json!({})).await;
+    let api: Api<Restore> = Api::namespaced(stage.cluster.client(), NAMESPACE);
+    let first = eventually("the point is chosen", SOON, async || {
+        let status = api.get("r").await.unwrap().status?;
+        status.backup.is_some().then_some(status.executor)
+    })
+    .await;
+    stage.controller.take().unwrap().kill();
+    // Meanwhile there is a newer point.
+    stage.back_up_as("b2", json!({"policyRef": {"name": "nightly"}})).await;
+    let mut newer = point.status.clone().unwrap();
+    newer.cut.as_mut().unwrap().0 += SignedDuration::from_hours(1);
+    let patch = Patch::Merge(json!({"status": newer}));
+    stage.backups().patch_status("b2", &PatchParams::default(), &patch).await.unwrap();
+
+    stage.controller = Some(Controller::start(&stage.cluster, "second"));
+    let restore = ended(&stage, "r").await;
+    assert_eq!(outcome(&restore), (RestorePhase::Succeeded, "Completed".into()));
+    let status = restore.status.unwrap();
+    assert_ne!(status.executor, first);
+    assert_eq!(status.backup.as_deref(), Some("b1"), "what was chosen stays chosen");
+    // It counts from the first start, and the first replica's Lease had to run out.
+    assert!(status.rto_seconds.is_some_and(|seconds| seconds > 1.0), "{:?}", status.rto_seconds);
+    assert_eq!(content(&stage, "r-data", "state").await, "frozen\n");
     stage.end().await;
 }
