@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "a test binary has no readers of its API")]
 
 mod drivers;
+mod election;
 mod faults;
 mod figures;
 mod groups;
@@ -55,6 +56,7 @@ const CASES: &[Case] = cases![
     "story-postgres-every-minute-and-rpo-on-metrics" => postgres::every_minute,
     "sigkill-while-held" => interruption::killed_while_held,
     "sigterm-while-held-thaws-first" => interruption::terminated_while_held,
+    "election-the-leader-is-killed" => election::killed_leader,
     "refused-schedules" => faults::refused_schedules,
     "missing-template-parameter" => faults::missing_parameter,
     "selector-without-pods" => faults::no_pods,

@@ -404,7 +404,8 @@ impl World {
     /// # Errors
     /// It is not in time.
     pub async fn accepted(&self, namespace: &str, policy: &str) -> Outcome {
-        until("the policy to be accepted", Duration::from_secs(20), async || {
+        // A controller that was killed leaves the Lease of the scheduler to its successor after 16 s.
+        until("the policy to be accepted", Duration::from_secs(40), async || {
             let seen = self.condition(namespace, policy, "Accepted").await?;
             let good = seen.as_ref().is_some_and(|(status, ..)| status == "True");
             Ok(Look::at(good.then_some(()), format!("{seen:?}")))
