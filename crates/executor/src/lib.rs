@@ -5,6 +5,7 @@
 //! then the adapters: [`attempt`] carries the machine's effects out, [`backup_run`] makes attempts of one Backup,
 //! [`controller`] finds the Backups.
 
+pub mod api_client;
 pub mod attempt;
 pub mod backup_run;
 pub mod cleanup;

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Config};
 use stillpoint_api::clock::SystemClock;
 use stillpoint_api::evidence::Consistency;
+use stillpoint_executor::api_client::api_client;
 use stillpoint_executor::contents::ContentWatch;
 use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
@@ -225,7 +226,7 @@ pub async fn run(
         |what: &str, why: String| Failure::new(what, why, "check the kubeconfig and that the cluster is up");
     let exec = KubeExec::from_config(config.clone(), Arc::clone(&clock))
         .map_err(|error| failed("cannot make the exec client", error.to_string()))?;
-    let client = Client::try_from(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
+    let client = api_client(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
 
     let build = BuildInfo {
         version: env!("CARGO_PKG_VERSION").into(),

@@ -53,8 +53,7 @@ pub async fn ready_late(world: &mut World) -> Outcome {
 /// after 1, 3, 7 and 15 s whether the snapshot is ready, so the hold may need to last that long on a busy machine.
 pub async fn ready_signal(world: &mut World) -> Outcome {
     let spec = by_hand(&json!({"snapshot": {"cutSignal": "Ready"}, "freeze": {"maxHold": "25s"}}));
-    let (_, frozen) =
-        proven(world, "ready-signal", spec, json!({"okBeforeCut": "1s"})).await?;
+    let (_, frozen) = proven(world, "ready-signal", spec, json!({"okBeforeCut": "1s"})).await?;
     ensure!(frozen > 1.0, "it was frozen for {frozen:.2} s only, and the cut comes after a second");
     println!("        frozen {frozen:.2} s, and the true cut lies inside");
     Ok(())

@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use super::drive::drive;
 use super::stream::pair;
 use super::{Exec, ExecError, ExecHandle, ExecLimits, ExecTarget};
+use crate::api_client::api_client;
 
 /// TCP and TLS must be up within this time, so that the 10 s to open are not spent on a dead address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +45,7 @@ impl KubeExec {
     /// # Errors
     /// [`ExecError`] when the configuration cannot be made into a client.
     pub fn from_config(config: Config, clock: SharedClock) -> Result<Self, ExecError> {
-        let client = Client::try_from(exec_client_config(config))
+        let client = api_client(exec_client_config(config))
             .map_err(|error| ExecError::Other { detail: format!("no client for exec: {error}") })?;
         Ok(Self { client, clock })
     }

@@ -6,14 +6,13 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Client;
-
 use serde_json::{Value, json};
 use stillpoint_api::Backup;
 use stillpoint_api::backup::JournalEntry;
 use stillpoint_api::clock::SystemClock;
 use stillpoint_api::evidence::{Consistency, HoldKind};
 use stillpoint_api::policy::Continuity;
+use stillpoint_executor::api_client::api_client;
 use stillpoint_executor::contents::ContentWatch;
 use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
@@ -234,7 +233,7 @@ async fn rehearsed(stage: &Stage) -> Rehearsal {
     let config = exec_client_config(stage.cluster.kube_config());
     let clock = SystemClock::shared();
     let context = Context {
-        client: Client::try_from(config.clone()).unwrap(),
+        client: api_client(config.clone()).unwrap(),
         exec: Arc::new(KubeExec::from_config(config, Arc::clone(&clock)).unwrap()),
         ownership: Ownership::unclaimed("rehearsal", clock.mono(), FENCE),
         clock,

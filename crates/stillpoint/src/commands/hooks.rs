@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::Client;
 use kube::api::{ListParams, ObjectMeta};
 use serde_json::json;
 use stillpoint_api::backup::{Backup, BackupSpec, Phase, PolicyRef, RunSpec, Trigger};
@@ -12,6 +11,7 @@ use stillpoint_api::evidence::{HoldEvidence, HoldKind, Offset};
 use stillpoint_api::policy::{
     Application, FreezeBounds, PodChoice, Requirement, TemplateKind, TemplateRef, WhenNoPods,
 };
+use stillpoint_executor::api_client::api_client;
 use stillpoint_executor::contents::ContentWatch;
 use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
@@ -130,7 +130,7 @@ async fn context(args: &ClusterArgs, impersonate: bool) -> Result<Context, Failu
     let config = exec_client_config(cluster::config(args).await?);
     let exec = KubeExec::from_config(config.clone(), Arc::clone(&clock))
         .map_err(|error| failed("cannot make the exec client", error.to_string()))?;
-    let client = Client::try_from(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
+    let client = api_client(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
     let ownership = Ownership::unclaimed("stillpoint hooks test", clock.mono(), FENCE);
     Ok(Context {
         client,
