@@ -124,11 +124,11 @@ pub struct Schedule {
     #[serde(default)]
     #[schemars(default)]
     pub concurrency: Concurrency,
-    /// One run right after the policy is created. Not supported yet.
+    /// One run right after the policy is created, or first accepted. Set later, it runs nothing.
     #[serde(default)]
     #[schemars(default)]
     pub run_on_create: bool,
-    /// Times at which nothing starts. Not supported yet.
+    /// Times at which nothing starts. Where two overlap the stricter one wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub blackouts: Vec<Blackout>,
@@ -150,9 +150,9 @@ pub enum Concurrency {
     /// The slot is skipped and counted as missed.
     #[default]
     Forbid,
-    /// The newest waiting slot starts when the run ends. Not supported yet.
+    /// The newest waiting slot starts when the run ends, within its deadline.
     Queue,
-    /// The run is cancelled and unwound, then the slot starts. Not supported yet.
+    /// The run is cancelled and unwound, then the slot starts. A run that a person started is waited for.
     Replace,
 }
 
@@ -163,7 +163,7 @@ pub struct Blackout {
     /// Start of the window, a cron expression.
     #[schemars(length(min = 1, max = 256))]
     pub start: String,
-    /// Length of the window; its end is not part of it.
+    /// Length of the window on the wall clock of its zone; its end is not part of it. At least 1m.
     pub duration: LongDuration,
     /// IANA time zone. Default: the schedule's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -513,12 +513,13 @@ pub struct BackupPolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Newest slot that was decided upon; only advances.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient_time")]
     pub last_slot: Option<Time>,
     /// When the schedule that is in force was first seen: slots before it never run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient_time")]
     pub schedule_since: Option<Time>,
-    /// What `scheduleSince` was taken for: schedule and zone, or `suspended`.
+    /// What `scheduleSince` was taken for: schedule and zone, with `initial` while the run of `runOnCreate` is to be
+    /// decided upon; `suspended`; `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 400))]
     pub schedule_seen: Option<String>,
@@ -549,6 +550,13 @@ pub struct BackupPolicyStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub missed: BTreeMap<String, u64>,
+}
+
+/// A time that cannot be read, such as one after the year 9999, is the end of time: as far from now as it was meant to
+/// be, and one policy with it does not stand in the way of reading it, telling so and putting it right.
+fn lenient_time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    Ok(Some(Time(text.parse().unwrap_or(jiff::Timestamp::MAX))))
 }
 
 /// Where the recovery point objective stands.

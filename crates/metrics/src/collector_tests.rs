@@ -104,10 +104,10 @@ stillpoint_frozen_since_timestamp_seconds{namespace="shop",policy="nightly"} 0
 stillpoint_last_freeze_duration_seconds{namespace="shop",policy="nightly"} 0.0625
 # HELP stillpoint_missed_runs_total Slots that did not run, by reason, since the policy exists.
 # TYPE stillpoint_missed_runs_total counter
+stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="blackout"} 1
 stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="concurrency"} 0
 stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="controller_down"} 0
 stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="deadline"} 2
-stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="blackout"} 1
 # HELP stillpoint_policy_condition Conditions of the policy: 1 for the status that holds.
 # TYPE stillpoint_policy_condition gauge
 stillpoint_policy_condition{namespace="shop",policy="nightly",type="Accepted",status="True"} 1

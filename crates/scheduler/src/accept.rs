@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use stillpoint_api::policy::{BackupPolicy, CatchUp, DEFAULT_RETENTION_LAST};
+use stillpoint_api::policy::{
+    BackupPolicy, Blackout, CatchUp, Concurrency, DEFAULT_RETENTION_LAST, Schedule as ScheduleSpec,
+};
 use stillpoint_api::validate::{self, Finding};
 
+use crate::blackouts::{Blackouts, Window, just_before};
 use crate::cron::{Analysis, Field, Schedule, ScheduleError};
 use crate::slots::{SlotSpec, jitter_offset};
 
@@ -22,6 +25,9 @@ const MAX_MESSAGE: usize = 1000;
 
 /// Parsed schedules that are kept for reuse; more than this many distinct ones are parsed each time.
 const MAX_SHARED: usize = 4096;
+
+/// Windows whose gaps are measured: a year of one a day, and a few.
+const WINDOWS_ANALYSED: usize = 400;
 
 /// A policy that can be scheduled.
 #[derive(Clone, Debug)]
@@ -43,13 +49,19 @@ pub struct Refusal {
     pub message: String,
 }
 
-/// Parsed schedules by expression and zone.
+/// Parsed schedules by expression, zone and blackouts.
 #[derive(Debug, Default)]
 pub struct Schedules {
-    shared: Mutex<HashMap<(String, String), Parsed>>,
+    shared: Mutex<HashMap<(String, String, String), Parsed>>,
 }
 
-type Parsed = (Arc<Schedule>, Option<Analysis>);
+/// What a schedule says, and when it does not hold.
+#[derive(Clone, Debug)]
+struct Parsed {
+    schedule: Arc<Schedule>,
+    blackouts: Arc<Blackouts>,
+    analysis: Option<Analysis>,
+}
 
 impl From<&[Finding]> for Refusal {
     /// The first finding gives the reason, all of them the message.
@@ -65,25 +77,23 @@ impl From<&[Finding]> for Refusal {
 
 impl Schedules {
     /// Parses, or finds what was parsed before.
-    fn parse(
-        &self,
-        cron: &str,
-        zone: &str,
-        created: Timestamp,
-        now: Timestamp,
-    ) -> Result<Parsed, ScheduleError> {
-        let key = (cron.to_owned(), zone.to_owned());
+    fn parse(&self, spec: &ScheduleSpec, created: Timestamp, now: Timestamp) -> Result<Parsed, Finding> {
+        let zone = spec.time_zone.as_deref().unwrap_or(DEFAULT_ZONE);
+        let windows: Vec<String> = spec.blackouts.iter().map(written).collect();
+        let key = (spec.cron.clone(), zone.to_owned(), windows.join("; "));
         let found = self.shared.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if let Some(parsed) = found {
             return Ok(parsed);
         }
-        let schedule = Schedule::parse(cron, zone, created)?;
-        let analysis = schedule.analysis(now);
-        let parsed = (Arc::new(schedule), analysis);
-        if parsed.0.is_shared() {
+        let schedule = Schedule::parse(&spec.cron, zone, created)
+            .map_err(|error| schedule_finding(&error, "spec.schedule", "cron", "InvalidSchedule"))?;
+        let blackouts = parse_blackouts(&spec.blackouts, zone, created, now)?;
+        let analysis = analysis(&schedule, &blackouts, now)?;
+        let parsed = Parsed { schedule: Arc::new(schedule), blackouts: Arc::new(blackouts), analysis };
+        if parsed.schedule.is_shared() && parsed.blackouts.is_shared() {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             if shared.len() >= MAX_SHARED {
-                shared.retain(|_, (schedule, _)| Arc::strong_count(schedule) > 1);
+                shared.retain(|_, parsed| Arc::strong_count(&parsed.schedule) > 1);
             }
             if shared.len() < MAX_SHARED {
                 shared.insert(key, parsed.clone());
@@ -109,7 +119,7 @@ pub fn accept(
     cluster_uid: &str,
     now: Timestamp,
 ) -> Result<Accepted, Refusal> {
-    let (schedule, analysis) =
+    let Parsed { schedule, blackouts, analysis } =
         check(policy, schedules, now).map_err(|findings| Refusal::from(findings.as_slice()))?;
     let spec = &policy.spec;
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
@@ -122,6 +132,8 @@ pub fn accept(
                 CatchUp::Latest => true,
                 CatchUp::None => false,
             },
+            concurrency: spec.schedule.concurrency,
+            blackouts,
             suspended: spec.suspend,
             max_interval: analysis.map_or(Duration::ZERO, |found| found.max_interval),
         },
@@ -139,22 +151,18 @@ fn check(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result
     }
 }
 
-/// The intervals of the schedule of `policy`, with its zone and jitter judged: the part of [`findings`] that is not the
+/// The intervals of the schedule of `policy`, with its zone, jitter and blackouts judged: the part of [`findings`] that is not the
 /// API's own, for `lint`, which judges the rest by the object's shape.
 ///
 /// # Errors
 /// What keeps it from being scheduled.
 pub fn intervals(policy: &BackupPolicy, now: Timestamp) -> Result<Option<Analysis>, Finding> {
-    scheduled(policy, &Schedules::default(), now).map(|(_, analysis)| analysis)
+    scheduled(policy, &Schedules::default(), now).map(|parsed| parsed.analysis)
 }
 
 fn scheduled(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result<Parsed, Finding> {
-    let schedule = &policy.spec.schedule;
-    let zone = schedule.time_zone.as_deref().unwrap_or(DEFAULT_ZONE);
-    let parsed = schedules
-        .parse(&schedule.cron, zone, created(policy), now)
-        .map_err(|error| schedule_finding(&error))?;
-    match parsed.1 {
+    let parsed = schedules.parse(&policy.spec.schedule, created(policy), now)?;
+    match parsed.analysis {
         Some(found) if jitter(policy) >= found.min_interval => Err(Finding::new(
             "spec.schedule.jitter",
             "InvalidJitter",
@@ -168,16 +176,87 @@ fn scheduled(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Re
     }
 }
 
-fn schedule_finding(error: &ScheduleError) -> Finding {
+/// Windows whose zone is that of the schedule unless they say otherwise.
+fn parse_blackouts(
+    blackouts: &[Blackout],
+    zone: &str,
+    created: Timestamp,
+    now: Timestamp,
+) -> Result<Blackouts, Finding> {
+    let mut windows = Vec::with_capacity(blackouts.len());
+    for (index, blackout) in blackouts.iter().enumerate() {
+        let path = format!("spec.schedule.blackouts[{index}]");
+        let zone = blackout.time_zone.as_deref().unwrap_or(zone);
+        let starts = Schedule::parse(&blackout.start, zone, created)
+            .map_err(|error| schedule_finding(&error, &path, "start", "InvalidBlackout"))?;
+        let length = blackout.duration.get();
+        let longest = starts.analysis(now).map(|found| found.max_interval);
+        if longest.is_some_and(|longest| length >= longest) {
+            return Err(Finding::new(
+                format!("{path}.duration"),
+                "BlackoutNeverEnds",
+                format!(
+                    "{} reaches the next start of the window, so that it never ends: make it shorter",
+                    blackout.duration
+                ),
+            ));
+        }
+        windows.push(Window { starts: Arc::new(starts), length, action: blackout.action });
+    }
+    Ok(Blackouts::new(windows))
+}
+
+/// The intervals of the schedule, with the gaps that blackouts make: those of [`WINDOWS_ANALYSED`] windows.
+fn analysis(schedule: &Schedule, blackouts: &Blackouts, now: Timestamp) -> Result<Option<Analysis>, Finding> {
+    let Some(mut found) = schedule.analysis(now).filter(|_| !blackouts.is_empty()) else {
+        return Ok(schedule.analysis(now));
+    };
+    let spec = SlotSpec {
+        schedule: Arc::new(schedule.clone()),
+        offset: Duration::ZERO,
+        deadline: None,
+        catch_up: false,
+        concurrency: Concurrency::Forbid,
+        blackouts: Arc::new(blackouts.clone()),
+        suspended: false,
+        max_interval: found.max_interval,
+    };
+    let Some(first) = spec.starts(now).next() else {
+        return Err(Finding::new(
+            "spec.schedule.blackouts",
+            "NothingStarts",
+            "every slot of the coming years is inside a blackout that drops it: move the slots or shorten a window",
+        ));
+    };
+    let mut last = first;
+    for window in blackouts.starts(first).take(WINDOWS_ANALYSED) {
+        // The last start before the window, and the two after it.
+        let before = just_before(window).and_then(|at| schedule.prev(at));
+        last = before.filter(|slot| blackouts.at(*slot).is_none()).map_or(last, |slot| slot.max(last));
+        for start in spec.starts(last).take(2) {
+            found.max_interval = found.max_interval.max(start.duration_since(last).unsigned_abs());
+            last = start;
+        }
+    }
+    Ok(Some(found))
+}
+
+/// A blackout as text: equal texts are equal windows.
+fn written(blackout: &Blackout) -> String {
+    let zone = blackout.time_zone.as_deref().unwrap_or_default();
+    format!("{} {} {zone} {:?}", blackout.start, blackout.duration, blackout.action)
+}
+
+fn schedule_finding(error: &ScheduleError, path: &str, field: &str, rule: &'static str) -> Finding {
     let (path, rule) = match error.field {
-        Field::TimeZone => ("spec.schedule.timeZone", "InvalidTimeZone"),
+        Field::TimeZone => (format!("{path}.timeZone"), "InvalidTimeZone"),
         Field::Expression
         | Field::Minute
         | Field::Hour
         | Field::DayOfMonth
         | Field::Month
         | Field::DayOfWeek
-        | Field::Interval => ("spec.schedule.cron", "InvalidSchedule"),
+        | Field::Interval => (format!("{path}.{field}"), rule),
     };
     Finding::new(path, rule, error.to_string())
 }

@@ -1,14 +1,14 @@
-//! Reads one policy, has it decided, and acts: create, then note, then delete.
+//! Reads one policy, has it decided, and acts: create or cancel, then note, then delete.
 //!
 //! The only file of the scheduler that writes to the API server. Safe to be killed at every line and to be run
 //! again: the Backup's name is the lock of its slot, and the status is a compare-and-swap.
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use stillpoint_api::backup::{Backup, BackupSpec, POLICY_LABEL, PolicyRef, RunSpec, Trigger};
@@ -19,7 +19,7 @@ use stillpoint_api::restore::{Restore, RestoreSource};
 use crate::accept::{Schedules, accept};
 use crate::election::Leadership;
 use crate::projection::{BackupView, PolicyKey};
-use crate::reconciler::{Note, Observed, Outcome, Start, reconcile};
+use crate::reconciler::{Cancel, Note, Observed, Outcome, Start, reconcile};
 use crate::slots::backup_name;
 use crate::templates;
 
@@ -107,14 +107,21 @@ impl Apply {
     }
 }
 
-/// One pass over the policy `key`, given its Backups as watched.
-pub(crate) async fn apply(
-    context: &Apply,
-    key: &PolicyKey,
-    backups: &[BackupView],
-    fresh_failures: u32,
-    may_delete: bool,
-) -> Result<Applied, ApplyError> {
+/// What a pass over a policy is given besides the policy itself, which it reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    /// Its Backups as watched.
+    pub backups: &'a [BackupView],
+    /// Failures that are not counted in its status yet.
+    pub fresh_failures: u32,
+    /// Nothing in the cluster is frozen.
+    pub may_delete: bool,
+    /// How far the API server's clock is ahead, when that is more than clocks ordinarily differ.
+    pub server_ahead: Option<SignedDuration>,
+}
+
+/// One pass over the policy `key`.
+pub(crate) async fn apply(context: &Apply, key: &PolicyKey, seen: &Seen<'_>) -> Result<Applied, ApplyError> {
     let policies: Api<BackupPolicy> = Api::namespaced(context.client.clone(), &key.namespace);
     for _ in 0..CONFLICTS {
         let found = policies.get_opt(&key.name).await.map_err(api("read the policy"))?;
@@ -131,7 +138,13 @@ pub(crate) async fn apply(
                 accepted = Err(refusal);
             }
         }
-        let observed = Observed { policy: &policy, accepted: accepted.as_ref(), backups, fresh_failures };
+        let observed = Observed {
+            policy: &policy,
+            accepted: accepted.as_ref(),
+            backups: seen.backups,
+            fresh_failures: seen.fresh_failures,
+            server_ahead: seen.server_ahead,
+        };
         let outcome = reconcile(&observed, now);
         if let Some(start) = outcome.start
             && let Err(error) = create(context, &policy, start).await
@@ -141,6 +154,9 @@ pub(crate) async fn apply(
             context.tell(&policy, "BackupNotStarted", note).await;
             return Err(error);
         }
+        for run in &outcome.cancel {
+            cancel(context, key, run).await?;
+        }
         if !write_status(context, &policies, &policy, &outcome).await? {
             continue;
         }
@@ -148,12 +164,12 @@ pub(crate) async fn apply(
             log(key, note);
             context.tell(&policy, note.reason(), note.message()).await;
         }
-        let deletes_wait = !outcome.delete.is_empty() && !may_delete;
-        if may_delete {
-            delete(context, key, backups, &outcome.delete).await?;
+        let deletes_wait = !outcome.delete.is_empty() && !seen.may_delete;
+        if seen.may_delete {
+            delete(context, key, seen.backups, &outcome.delete).await?;
         }
         let wake_at = outcome.wake_at.into_iter().chain(look_again).min();
-        return Ok(Applied { wake_at, failures_noted: fresh_failures, deletes_wait });
+        return Ok(Applied { wake_at, failures_noted: seen.fresh_failures, deletes_wait });
     }
     Err(ApplyError::Conflict)
 }
@@ -192,6 +208,21 @@ async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<
         }
     }
     Err(ApplyError::NamesTaken { name })
+}
+
+/// Tells a run to end; its executor thaws and removes what it made.
+async fn cancel(context: &Apply, key: &PolicyKey, run: &Cancel) -> Result<(), ApplyError> {
+    let backups: Api<Backup> = Api::namespaced(context.client.clone(), &key.namespace);
+    // With the UID a successor of the same name is refused as a conflict.
+    let patch = Patch::Merge(serde_json::json!({"metadata": {"uid": run.uid}, "spec": {"cancel": true}}));
+    context.fence()?;
+    match backups.patch(&run.name, &PatchParams::default(), &patch).await {
+        Ok(_) => tracing::info!(policy = %key, backup = run.name, "a backup was cancelled for a newer slot"),
+        // Gone already, or another object by now.
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
+        Err(error) => return Err(api("cancel the Backup in the way")(error)),
+    }
+    Ok(())
 }
 
 /// Ours is what only the scheduler writes; labels can be written by everybody.

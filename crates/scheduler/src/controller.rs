@@ -23,13 +23,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::accept::Schedules;
-use crate::apply::{Applied, Apply, ApplyError, apply};
+use crate::apply::{Applied, Apply, ApplyError, Seen, apply};
 use crate::election::Leadership;
 use crate::heap::DueHeap;
 use crate::projection::{PolicyKey, Projection};
+use crate::server_clock;
 
 /// Longest sleep before the wall clock is read again: it may have been set, and the monotonic clock stops while a
-/// virtual machine is suspended (docs/design/schedule.md §2.4).
+/// virtual machine is suspended (docs/design/schedule.md §2.5).
 const MAX_SLEEP: SignedDuration = SignedDuration::from_secs(60);
 
 /// Policies that are worked on at once: enough to hide the API server's latency, few enough for one connection each.
@@ -103,6 +104,8 @@ struct Scheduler {
     deletes_wait: HashSet<PolicyKey>,
     policies_listed: Listing<PolicyKey>,
     backups_listed: Listing<(Arc<str>, String)>,
+    /// How far the API server's clock is ahead, when that is more than clocks ordinarily differ.
+    server_ahead: watch::Receiver<Option<SignedDuration>>,
 }
 
 /// Where a watch stands with its list.
@@ -132,8 +135,13 @@ pub async fn run(
     );
     let backups =
         watcher(Api::<DeserializeGuard<Backup>>::all(context.client.clone()), watcher::Config::default());
-    let mut scheduler = Scheduler::new(context);
-    scheduler.run(policies.default_backoff(), backups.default_backoff(), shutdown).await?;
+    let (ahead, server_ahead) = watch::channel(None);
+    let server_clock =
+        tokio::spawn(server_clock::watch(context.client.clone(), context.clock.clone(), ahead));
+    let mut scheduler = Scheduler::new(context, server_ahead);
+    let ended = scheduler.run(policies.default_backoff(), backups.default_backoff(), shutdown).await;
+    server_clock.abort();
+    ended?;
     // What was begun is a created Backup without its noted slot, or half a retention pass: let it end.
     while let Some(done) = scheduler.tasks.join_next().await {
         if let (key, Err(error)) = done? {
@@ -144,7 +152,7 @@ pub async fn run(
 }
 
 impl Scheduler {
-    fn new(context: SchedulerContext) -> Self {
+    fn new(context: SchedulerContext, server_ahead: watch::Receiver<Option<SignedDuration>>) -> Self {
         Self {
             ready: context.ready,
             progress: context.progress,
@@ -166,6 +174,7 @@ impl Scheduler {
             deletes_wait: HashSet::new(),
             policies_listed: Listing::default(),
             backups_listed: Listing::default(),
+            server_ahead,
         }
     }
 
@@ -199,6 +208,8 @@ impl Scheduler {
                     let (key, result) = done?;
                     self.done(key, result);
                 }
+                // The sender is gone only when the scheduler ends.
+                Ok(()) = self.server_ahead.changed() => self.begin(),
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -285,8 +296,10 @@ impl Scheduler {
             let backups = self.projection.backups(&key);
             let fresh_failures = self.projection.fresh_failures(&key);
             let may_delete = !self.projection.anything_frozen();
+            let server_ahead = *self.server_ahead.borrow();
             self.tasks.spawn(async move {
-                let result = apply(&context, &key, &backups, fresh_failures, may_delete).await;
+                let seen = Seen { backups: &backups, fresh_failures, may_delete, server_ahead };
+                let result = apply(&context, &key, &seen).await;
                 (key, result)
             });
         }

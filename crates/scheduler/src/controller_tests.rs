@@ -139,14 +139,16 @@ impl World {
         server.lock().unwrap().put("backuppolicies/nightly", policy());
         let (ready, watched) = watch::channel(false);
         let clock = Arc::new(ManualClock::at("2026-11-14T02:00:01Z".parse().unwrap()));
-        let scheduler = Scheduler::new(SchedulerContext {
+        let (_, server_ahead) = watch::channel(None);
+        let context = SchedulerContext {
             client: client(&server),
             leadership: Leadership::alone(clock.clone()),
             clock,
             cluster_uid: "cluster".to_owned(),
             ready,
             progress: watch::Sender::default(),
-        });
+        };
+        let scheduler = Scheduler::new(context, server_ahead);
         let (policies, policy_stream) = mpsc::unbounded();
         let (backups, backup_stream) = mpsc::unbounded();
         Self {

@@ -1,11 +1,13 @@
 //! When backups are taken, which recovery points are kept and where objectives stand.
 //!
-//! Pure: [`cron`] (expressions, zones), [`slots`] (what is due), [`heap`] (who is due next), [`retention`] (what may
+//! Pure: [`cron`] (expressions, zones), [`slots`] (what is due), [`blackouts`] (when nothing
+//! starts), [`heap`] (who is due next), [`retention`] (what may
 //! go), [`objectives`] (RPO), [`accept`] and [`reconciler`] (one policy as a whole). They take `now` as an argument
 //! and touch nothing. [`election`] says which replica schedules. [`run`] watches, keeps the timer and acts; what it did is in the objects.
 
 pub mod accept;
 mod apply;
+pub mod blackouts;
 mod controller;
 pub mod cron;
 pub mod election;
@@ -14,6 +16,7 @@ pub mod objectives;
 pub mod projection;
 pub mod reconciler;
 pub mod retention;
+mod server_clock;
 pub mod slots;
 mod templates;
 

@@ -48,6 +48,8 @@ pub struct BackupView {
     pub freezing: bool,
     /// On its way out.
     pub deleting: bool,
+    /// Told to end.
+    pub cancelled: bool,
     /// When its data was cut.
     pub cut: Option<Timestamp>,
     /// Why it is no proven point.
@@ -135,6 +137,7 @@ impl BackupView {
             standing,
             freezing: phase == Phase::Freezing,
             deleting: deleting || phase == Phase::Deleting,
+            cancelled: backup.spec.cancel,
             cut: status.and_then(|status| status.cut.as_ref()).map(|time| time.0),
             failure: Failure::of(backup, standing),
         }

@@ -1,4 +1,4 @@
-//! Decides everything about one policy: the Backup to create, the status to write, the points to delete.
+//! Decides everything about one policy: the Backup to create or to cancel, the status to write, the points to delete.
 //!
 //! Pure. `lastSlot` only advances, except when it was written by a clock a year ahead; a policy that is refused,
 //! suspended or edited starts nothing of before; deletes are proposed only for an accepted policy on a sane clock
@@ -10,14 +10,15 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use stillpoint_api::backup::Trigger;
-use stillpoint_api::policy::{BackupPolicy, BackupPolicyStatus, RecoveryPointCounts, RpoStatus};
+use stillpoint_api::policy::{BackupPolicy, BackupPolicyStatus, Concurrency, RecoveryPointCounts, RpoStatus};
 
 use crate::accept::{Accepted, DEFAULT_ZONE, Refusal, created};
+use crate::blackouts::just_before;
 use crate::cron::rfc3339;
 use crate::objectives::{self, Standing as Objective};
 use crate::projection::{BackupView, Failure};
 use crate::retention::{self, Point, Standing};
-use crate::slots::{Decision, Missed, MissedReason, SlotState, decide};
+use crate::slots::{Busy, Decision, Missed, MissedReason, SKEW_TOLERANCE, SlotState, decide};
 
 /// Condition: the spec can be scheduled.
 pub const ACCEPTED: &str = "Accepted";
@@ -25,6 +26,15 @@ pub const ACCEPTED: &str = "Accepted";
 pub const READY: &str = "Ready";
 /// Condition: the wall clock is behind the newest slot; nothing is deleted.
 pub const CLOCK_SKEW: &str = "ClockSkew";
+/// Condition: the schedule can meet the recovery point objective when every run succeeds.
+pub const RPO_ATTAINABLE: &str = "RPOAttainable";
+
+/// `scheduleSeen` of a policy that is refused.
+const SEEN_REFUSED: &str = "refused";
+/// `scheduleSeen` of a policy that is suspended.
+const SEEN_SUSPENDED: &str = "suspended";
+/// End of `scheduleSeen` while the run of `runOnCreate` is to be decided upon: set later, `runOnCreate` runs nothing.
+const SEEN_INITIAL: &str = " initial";
 
 /// Slots shown in status.
 const NEXT_SLOTS: usize = 5;
@@ -40,6 +50,8 @@ pub struct Observed<'a> {
     pub backups: &'a [BackupView],
     /// Failures that are not counted in its status yet.
     pub fresh_failures: u32,
+    /// How far the API server's clock is ahead of ours, when that is more than clocks ordinarily differ.
+    pub server_ahead: Option<SignedDuration>,
 }
 
 /// What is to be done about a policy.
@@ -47,6 +59,8 @@ pub struct Observed<'a> {
 pub struct Outcome {
     /// First: create this Backup.
     pub start: Option<Start>,
+    /// Or: cancel these runs, which are in the way of a slot (`Replace`).
+    pub cancel: Vec<Cancel>,
     /// Then: write this status, when it differs.
     pub status: BackupPolicyStatus,
     /// Then: delete these Backups, oldest first.
@@ -66,6 +80,15 @@ pub struct Start {
     pub trigger: Trigger,
 }
 
+/// A run to cancel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cancel {
+    /// The Backup.
+    pub name: String,
+    /// Its UID: a successor of the same name is safe.
+    pub uid: String,
+}
+
 /// An event on the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
@@ -83,6 +106,18 @@ pub enum Note {
         /// The newest slot.
         last_slot: Timestamp,
     },
+    /// The wall clock differs from the API server's.
+    ClockDiffers {
+        /// The API server's time less ours.
+        ahead: SignedDuration,
+    },
+    /// A run is cancelled for a slot.
+    Replaced {
+        /// The Backup that is cancelled.
+        backup: String,
+        /// The slot that waits for its end.
+        slot: Timestamp,
+    },
 }
 
 impl Note {
@@ -92,7 +127,8 @@ impl Note {
             Self::Missed(_) => "MissedSlots",
             Self::LastSlotReset { .. } => "LastSlotReset",
             Self::Refused(refusal) => &refusal.reason,
-            Self::ClockSkewed { .. } => CLOCK_SKEW,
+            Self::ClockSkewed { .. } | Self::ClockDiffers { .. } => CLOCK_SKEW,
+            Self::Replaced { .. } => "BackupReplaced",
         }
     }
 
@@ -110,6 +146,15 @@ impl Note {
                 "the controller's clock is behind the newest slot {last_slot}; nothing starts or is deleted until it \
                  catches up; check time synchronisation"
             ),
+            Self::ClockDiffers { ahead } => format!(
+                "the API server's clock is {} s {} the controller's; nothing is deleted until they agree; check time \
+                 synchronisation",
+                ahead.unsigned_abs().as_secs(),
+                if ahead.is_negative() { "behind" } else { "ahead of" }
+            ),
+            Self::Replaced { backup, slot } => {
+                format!("{backup} is cancelled: the slot {slot} is due and concurrency is Replace")
+            }
         }
     }
 }
@@ -121,22 +166,48 @@ struct SlotOutcome {
     missed: Vec<Missed>,
     /// The next slot and when it is due.
     next: Option<(Timestamp, Timestamp)>,
+    /// When to decide again.
+    look_again: Option<Timestamp>,
+    /// The slot that is due and waits for a run to end.
+    queued: Option<Timestamp>,
     clock: ClockView,
     exhausted: bool,
+}
+
+impl SlotOutcome {
+    /// Nothing happens.
+    const fn still(last_slot: Option<Timestamp>) -> Self {
+        Self {
+            start: None,
+            last_slot,
+            missed: Vec::new(),
+            next: None,
+            look_again: None,
+            queued: None,
+            clock: ClockView::Sane,
+            exhausted: false,
+        }
+    }
 }
 
 /// Whether the clock can be trusted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ClockView {
     Sane,
+    /// Behind this newest slot.
     Behind(Timestamp),
+    /// It noted this newest slot.
     WasAhead(Timestamp),
+    /// The API server's is this much ahead.
+    Differs(SignedDuration),
 }
 
 /// Which schedule is in force since when.
 struct InForce {
     since: Timestamp,
     seen: String,
+    /// The slot of `runOnCreate`, while it is to be decided upon.
+    initial: Option<Timestamp>,
 }
 
 /// Decides about a policy at `now`.
@@ -148,15 +219,9 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
         Ok(accepted) => {
             decide_slots(accepted, observed, &in_force, before.last_slot.as_ref().map(|at| at.0), now)
         }
-        Err(_) => SlotOutcome {
-            start: None,
-            last_slot: before.last_slot.as_ref().map(|at| at.0),
-            missed: Vec::new(),
-            next: None,
-            clock: ClockView::Sane,
-            exhausted: false,
-        },
+        Err(_) => SlotOutcome::still(before.last_slot.as_ref().map(|at| at.0)),
     };
+    let cancel = cancel(observed, &slots);
     let active = observed.backups.iter().filter(|backup| backup.standing == Standing::Unfinished);
     let active = active.max_by_key(|backup| backup.created).map(|backup| backup.name.clone());
     let running = active.is_some() || slots.start.is_some();
@@ -180,9 +245,12 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
     if let Ok(accepted) = observed.accepted {
         if let Some((first, _)) = slots.next {
             let zone = accepted.slots.schedule.zone();
-            let after = accepted.slots.schedule.slots(first).take(NEXT_SLOTS - 1);
-            status.next_slots = std::iter::once(first)
-                .chain(after)
+            // From the slot itself on, which is among them.
+            let before = just_before(first).unwrap_or(first);
+            status.next_slots = accepted
+                .slots
+                .starts(before)
+                .take(NEXT_SLOTS)
                 .map(|slot| rfc3339(&slot.to_zoned(zone.clone())))
                 .collect();
         }
@@ -197,29 +265,53 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
         Ok(accepted) => retention::plan(&points(observed.backups), accepted.keep_last, skewed, now).delete,
         Err(_) => Vec::new(),
     };
-    let wake_at = [slots.next.map(|(_, due)| due), rpo_changes].into_iter().flatten().min();
-    Outcome { start: slots.start, notes: notes(observed, &before, &slots), status, delete, wake_at }
+    let wake_at = [slots.look_again, rpo_changes].into_iter().flatten().min();
+    let notes = notes(observed, &before, &slots, &cancel);
+    Outcome { start: slots.start, cancel, notes, status, delete, wake_at }
+}
+
+/// The scheduler's own runs that are in the way of a slot. A run that a person started is waited for.
+fn cancel(observed: &Observed<'_>, slots: &SlotOutcome) -> Vec<Cancel> {
+    match observed.policy.spec.schedule.concurrency {
+        Concurrency::Forbid | Concurrency::Queue => return Vec::new(),
+        Concurrency::Replace if slots.queued.is_none() => return Vec::new(),
+        Concurrency::Replace => {}
+    }
+    let running = observed.backups.iter().filter(|backup| backup.standing == Standing::Unfinished);
+    let ours = running.filter(|backup| backup.slot.is_some() && !backup.cancelled && !backup.deleting);
+    ours.map(|backup| Cancel { name: backup.name.clone(), uid: backup.uid.clone() }).collect()
 }
 
 /// A slot runs only when it is after the schedule in force was first seen. Creation is the first sight; refusal and
 /// suspension end a schedule's force.
 fn in_force(observed: &Observed<'_>, before: &BackupPolicyStatus, now: Timestamp) -> InForce {
     let schedule = &observed.policy.spec.schedule;
+    let known = before.schedule_seen.as_deref();
     let seen = match observed.accepted {
-        Err(_) => "refused".to_owned(),
-        Ok(_) if observed.policy.spec.suspend => "suspended".to_owned(),
+        Err(_) => SEEN_REFUSED.to_owned(),
+        Ok(_) if observed.policy.spec.suspend => SEEN_SUSPENDED.to_owned(),
         Ok(_) => {
             let zone = schedule.time_zone.as_deref().unwrap_or(DEFAULT_ZONE);
             let jitter = schedule.jitter.map(|jitter| jitter.to_string()).unwrap_or_default();
             format!("{} {zone} {jitter}", schedule.cron).trim_end().to_owned()
         }
     };
-    let since = match (&before.schedule_seen, &before.schedule_since) {
+    let same = |known: &str| known.strip_suffix(SEEN_INITIAL).unwrap_or(known) == seen;
+    // No schedule came into force in the future: that was a clock that ran ahead.
+    let trusted = now.saturating_add(SKEW_TOLERANCE).unwrap_or(Timestamp::MAX);
+    let since = match (known, &before.schedule_since) {
         (None, _) => created(observed.policy),
-        (Some(known), Some(since)) if *known == seen => since.0,
+        (Some(known), Some(since)) if same(known) && since.0 <= trusted => since.0,
         (Some(_), _) => now,
     };
-    InForce { since, seen }
+    // New, or not accepted before: a policy that came before its template is created when it is accepted.
+    let pending = known.is_none_or(|known| known == SEEN_REFUSED || known.ends_with(SEEN_INITIAL));
+    let in_force = observed.accepted.is_ok() && !observed.policy.spec.suspend;
+    if schedule.run_on_create && before.last_slot.is_none() && pending && in_force {
+        let initial = Some(created(observed.policy));
+        return InForce { since, seen: seen + SEEN_INITIAL, initial };
+    }
+    InForce { since, seen, initial: None }
 }
 
 fn decide_slots(
@@ -235,6 +327,7 @@ fn decide_slots(
     let state = SlotState {
         since: in_force.since,
         last_slot,
+        initial: in_force.initial,
         newest_backup: observed
             .backups
             .iter()
@@ -243,50 +336,81 @@ fn decide_slots(
             .filter(|at| *at <= now)
             .max(),
         active: observed.backups.iter().any(|backup| backup.standing == Standing::Unfinished),
+        busy: busy(observed.backups),
     };
+    let mut outcome = SlotOutcome::still(last_slot);
     // What comes after a slot that is decided upon now.
-    let after = |slot: Timestamp| if spec.suspended { None } else { spec.next(slot.max(in_force.since)) };
-    let mut outcome = SlotOutcome {
-        start: None,
-        last_slot,
-        missed: Vec::new(),
-        next: None,
-        clock: ClockView::Sane,
-        exhausted: false,
+    let follow = |outcome: &mut SlotOutcome, slot: Timestamp| {
+        let decided = slot.max(in_force.since);
+        if !spec.suspended {
+            (outcome.next, outcome.look_again) = (spec.next(decided), spec.wake_after(decided));
+        }
     };
     match decide(spec, &state, now) {
         Decision::Suspended => {}
         Decision::Exhausted => outcome.exhausted = true,
-        Decision::Wait { slot, due } => outcome.next = Some((slot, due)),
-        Decision::Run { slot, catch_up, missed } => {
-            let trigger = if catch_up { Trigger::CatchUp } else { Trigger::Schedule };
+        Decision::Wait { slot, due } => {
+            outcome.next = Some((slot, due));
+            // A slot that a blackout drops meanwhile is counted when it is due.
+            let decided = last_slot.map_or(in_force.since, |last| last.max(in_force.since));
+            let passed = now.saturating_sub(spec.offset).unwrap_or(now);
+            outcome.look_again =
+                [Some(due), spec.wake_after(decided.max(passed))].into_iter().flatten().min();
+        }
+        Decision::Queued { slot, look_again } => {
+            outcome.queued = Some(slot);
+            outcome.next = spec.next(now);
+            outcome.look_again = look_again;
+        }
+        Decision::Run { slot, trigger, missed } => {
             outcome.start = Some(Start { slot, trigger });
             outcome.last_slot = Some(slot);
             outcome.missed.extend(missed);
-            outcome.next = after(slot);
+            follow(&mut outcome, slot);
         }
         Decision::Adopt { slot, missed } => {
             outcome.last_slot = Some(slot);
             outcome.missed.extend(missed);
-            outcome.next = after(slot);
+            follow(&mut outcome, slot);
         }
         Decision::PassOver { slot, missed, reason } => {
             outcome.last_slot = Some(slot);
             outcome.missed.extend(missed);
-            outcome.missed.push(Missed { count: 1, reason });
-            outcome.next = after(slot);
+            match outcome.missed.iter_mut().find(|known| known.reason == reason) {
+                Some(known) => known.count += 1,
+                None => outcome.missed.push(Missed { count: 1, reason }),
+            }
+            follow(&mut outcome, slot);
         }
         Decision::Skewed { last_slot } => {
             outcome.clock = ClockView::Behind(last_slot);
-            outcome.next = after(last_slot);
+            follow(&mut outcome, last_slot);
         }
         Decision::Corrupt { reset_to } => {
             outcome.clock = ClockView::WasAhead(last_slot.unwrap_or(now));
             outcome.last_slot = Some(reset_to);
-            outcome.next = after(now);
+            follow(&mut outcome, now);
         }
     }
+    if let (ClockView::Sane, Some(ahead)) = (outcome.clock, observed.server_ahead) {
+        outcome.clock = ClockView::Differs(ahead);
+    }
     outcome
+}
+
+/// When the newest finished runs went on: back from the end of the last one, as long as one overlaps the next.
+fn busy(backups: &[BackupView]) -> Option<Busy> {
+    let finished = backups.iter().filter(|backup| backup.standing != Standing::Unfinished);
+    let mut finished: Vec<&BackupView> = finished.collect();
+    finished.sort_by_key(|backup| std::cmp::Reverse(backup.ended()));
+    let (last, older) = finished.split_first()?;
+    let mut busy = Busy { from: last.created, to: last.ended() };
+    for backup in older {
+        if backup.ended() >= busy.from {
+            busy.from = busy.from.min(backup.created);
+        }
+    }
+    Some(busy)
 }
 
 fn rpo(
@@ -376,9 +500,17 @@ fn cut(backup: &BackupView) -> Timestamp {
     backup.cut.unwrap_or(backup.created)
 }
 
-fn notes(observed: &Observed<'_>, before: &BackupPolicyStatus, slots: &SlotOutcome) -> Vec<Note> {
-    // A skipped slot is in status and metrics; an event for each would drown the others.
-    let worth_an_event = |missed: &&Missed| missed.reason != MissedReason::Concurrency;
+fn notes(
+    observed: &Observed<'_>,
+    before: &BackupPolicyStatus,
+    slots: &SlotOutcome,
+    cancel: &[Cancel],
+) -> Vec<Note> {
+    // What is skipped as was asked for is in status and metrics; an event for each would drown the others.
+    let worth_an_event = |missed: &&Missed| match missed.reason {
+        MissedReason::ControllerDown | MissedReason::Deadline => true,
+        MissedReason::Concurrency | MissedReason::Blackout => false,
+    };
     let mut notes: Vec<Note> =
         slots.missed.iter().filter(worth_an_event).copied().map(Note::Missed).collect();
     let had = |kind: &str, status: &str| {
@@ -389,6 +521,11 @@ fn notes(observed: &Observed<'_>, before: &BackupPolicyStatus, slots: &SlotOutco
         ClockView::Behind(_) if had(CLOCK_SKEW, "True") => {}
         ClockView::Behind(last_slot) => notes.push(Note::ClockSkewed { last_slot }),
         ClockView::WasAhead(was) => notes.push(Note::LastSlotReset { was }),
+        ClockView::Differs(_) if had(CLOCK_SKEW, "True") => {}
+        ClockView::Differs(ahead) => notes.push(Note::ClockDiffers { ahead }),
+    }
+    if let Some(slot) = slots.queued {
+        notes.extend(cancel.iter().map(|cancel| Note::Replaced { backup: cancel.name.clone(), slot }));
     }
     if let Err(refusal) = observed.accepted
         && !before.conditions.iter().any(|known| known.type_ == ACCEPTED && known.reason == refusal.reason)
@@ -404,30 +541,44 @@ fn set_conditions(
     slots: &SlotOutcome,
     now: Timestamp,
 ) {
-    let mut set = |kind: &str, value: &str, reason: &str, message: String| {
-        set_condition(
-            &mut status.conditions,
-            kind,
-            value,
-            reason,
-            message,
-            observed.policy.metadata.generation,
-            now,
-        );
+    let generation = observed.policy.metadata.generation;
+    let set = |conditions: &mut Vec<Condition>, kind: &str, value: &str, reason: &str, message: String| {
+        set_condition(conditions, kind, value, reason, message, generation, now);
     };
+    let conditions = &mut status.conditions;
     match observed.accepted {
-        Ok(_) => set(ACCEPTED, "True", "Accepted", "the policy is scheduled".to_owned()),
-        Err(refusal) => set(ACCEPTED, "False", &refusal.reason, refusal.message.clone()),
+        Ok(_) => set(conditions, ACCEPTED, "True", "Accepted", "the policy is scheduled".to_owned()),
+        Err(refusal) => set(conditions, ACCEPTED, "False", &refusal.reason, refusal.message.clone()),
     }
     let (value, reason, message) = ready(observed, slots);
-    set(READY, value, &reason, message);
+    set(conditions, READY, value, &reason, message);
+    let attainable = observed.accepted.ok().and(status.rpo.as_ref()).and_then(|rpo| rpo.attainable);
+    match (attainable, status.max_interval_seconds) {
+        (Some(true), _) => {
+            let message = "the schedule meets the objective when every run succeeds".to_owned();
+            set(conditions, RPO_ATTAINABLE, "True", "Attainable", message);
+        }
+        (Some(false), longest) => {
+            let message = format!(
+                "the longest interval of the schedule is {} s, and with the time until a point is ready the objective \
+                 is missed although every run succeeds: run more often or relax objectives.rpo",
+                longest.unwrap_or_default()
+            );
+            set(conditions, RPO_ATTAINABLE, "False", "IntervalTooLong", message);
+        }
+        (None, _) => conditions.retain(|condition| condition.type_ != RPO_ATTAINABLE),
+    }
     match slots.clock {
         ClockView::Behind(last_slot) => {
             let note = Note::ClockSkewed { last_slot };
-            set(CLOCK_SKEW, "True", "ClockBehind", note.message());
+            set(conditions, CLOCK_SKEW, "True", "ClockBehind", note.message());
+        }
+        ClockView::Differs(ahead) => {
+            let note = Note::ClockDiffers { ahead };
+            set(conditions, CLOCK_SKEW, "True", "ClockDiffers", note.message());
         }
         ClockView::Sane | ClockView::WasAhead(_) => {
-            status.conditions.retain(|condition| condition.type_ != CLOCK_SKEW);
+            conditions.retain(|condition| condition.type_ != CLOCK_SKEW);
         }
     }
 }

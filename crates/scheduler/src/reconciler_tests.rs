@@ -69,9 +69,21 @@ fn backup(slot: &str, phase: &str) -> BackupView {
 /// Decides, and gives the policy with its new status.
 #[track_caller]
 fn decided(policy: &BackupPolicy, backups: &[BackupView], now: &str) -> (Outcome, BackupPolicy) {
+    decided_beside(policy, backups, now, None)
+}
+
+/// The same with an API server whose clock is ahead by so many seconds.
+#[track_caller]
+fn decided_beside(
+    policy: &BackupPolicy,
+    backups: &[BackupView],
+    now: &str,
+    ahead: Option<i64>,
+) -> (Outcome, BackupPolicy) {
     let now = at(now);
     let accepted = accept(policy, &Schedules::default(), "cluster", now);
-    let observed = Observed { policy, accepted: accepted.as_ref(), backups, fresh_failures: 0 };
+    let server_ahead = ahead.map(SignedDuration::from_secs);
+    let observed = Observed { policy, accepted: accepted.as_ref(), backups, fresh_failures: 0, server_ahead };
     let outcome = reconcile(&observed, now);
     // As it comes back from the API server.
     let status = serde_json::from_value(serde_json::to_value(&outcome.status).unwrap()).unwrap();
@@ -187,7 +199,26 @@ fn a_bad_schedule_is_refused_with_the_field_named_and_nothing_is_deleted() {
         (json!({"cron": "0 25 * * *"}), "InvalidSchedule", "hour"),
         (json!({"cron": "0 2 * * *", "timeZone": "Mars/Olympus"}), "InvalidTimeZone", "timeZone"),
         (json!({"cron": "* * * * *", "jitter": "60s"}), "InvalidJitter", "jitter"),
-        (json!({"cron": "* * * * *", "runOnCreate": true}), "NotSupportedYet", "runOnCreate"),
+        (
+            json!({"cron": "0 2 * * *", "blackouts": [{"start": "0 25 * * *", "duration": "1h"}]}),
+            "InvalidBlackout",
+            "hour",
+        ),
+        (
+            json!({"cron": "0 2 * * *", "blackouts": [{"start": "@daily", "duration": "1h", "timeZone": "Local"}]}),
+            "InvalidTimeZone",
+            "timeZone",
+        ),
+        (
+            json!({"cron": "0 2 * * *", "blackouts": [{"start": "@daily", "duration": "1d"}]}),
+            "BlackoutNeverEnds",
+            "duration",
+        ),
+        (
+            json!({"cron": "0 2 * * *", "blackouts": [{"start": "0 22 * * *", "duration": "8h"}]}),
+            "NothingStarts",
+            "blackouts",
+        ),
         (
             json!({"cron": "* * * * *", "startingDeadline": "0m"}),
             "StartingDeadlineTooShort",
@@ -295,11 +326,218 @@ fn a_last_slot_of_next_year_is_reset_and_the_schedule_resumes() {
 }
 
 #[test]
+fn a_run_in_the_way_of_a_replacing_slot_is_cancelled_once_and_the_slot_starts_after_it() {
+    let replacing = policy(json!({"schedule": {"cron": "0 2 * * *", "concurrency": "Replace"}}));
+    let mut running = vec![backup("2026-11-14T02:00:00Z", "Freezing")];
+    running[0].uid = "run-uid".to_owned();
+    let (_, noted) = decided(&replacing, &running, "2026-11-14T02:00:20Z");
+    let (outcome, queued) = decided(&noted, &running, "2026-11-15T02:00:00Z");
+    let name = running[0].name.clone();
+    assert_eq!(outcome.cancel, [Cancel { name: name.clone(), uid: "run-uid".to_owned() }]);
+    assert_eq!(outcome.start, None, "what is frozen is thawed first");
+    assert_eq!(outcome.notes, [Note::Replaced { backup: name, slot: at("2026-11-15T02:00:00Z") }]);
+    assert_eq!(queued.status.as_ref().unwrap().last_slot, Some(Time(at("2026-11-14T02:00:00Z"))));
+
+    running[0].cancelled = true;
+    let (outcome, queued) = decided(&queued, &running, "2026-11-15T02:00:05Z");
+    assert_eq!((outcome.cancel.len(), outcome.start, outcome.notes.len()), (0, None, 0));
+
+    let mut ended = backup("2026-11-14T02:00:00Z", "Failed");
+    ended.finished = Some(at("2026-11-15T02:00:09Z"));
+    let (outcome, after) = decided(&queued, &[ended], "2026-11-15T02:00:10Z");
+    let slot = at("2026-11-15T02:00:00Z");
+    assert_eq!(outcome.start, Some(Start { slot, trigger: Trigger::Schedule }));
+    assert_eq!(after.status.unwrap().missed, BTreeMap::new());
+}
+
+#[test]
+fn a_run_that_a_person_started_is_never_cancelled_for_a_slot() {
+    let replacing = policy(json!({"schedule": {"cron": "0 2 * * *", "concurrency": "Replace"}}));
+    let mut manual = backup("2026-11-14T02:00:00Z", "Preparing");
+    manual.slot = None;
+    let (_, seen) = decided(&replacing, &[], "2026-11-13T09:00:00Z");
+    let (outcome, seen) = decided(&seen, &[manual.clone()], "2026-11-14T02:00:00Z");
+    assert_eq!((outcome.cancel.len(), outcome.start), (0, None));
+    manual.standing = Standing::Proven;
+    manual.finished = Some(at("2026-11-14T02:10:00Z"));
+    let (outcome, _) = decided(&seen, &[manual], "2026-11-14T02:10:01Z");
+    assert_eq!(outcome.start.map(|start| start.slot), Some(at("2026-11-14T02:00:00Z")));
+}
+
+#[test]
+fn neither_forbid_nor_queue_cancels_a_run() {
+    for concurrency in ["Forbid", "Queue"] {
+        let policy = policy(json!({"schedule": {"cron": "0 2 * * *", "concurrency": concurrency}}));
+        let running = [backup("2026-11-14T02:00:00Z", "Freezing")];
+        let (_, noted) = decided(&policy, &running, "2026-11-14T02:00:20Z");
+        let (outcome, noted) = decided(&noted, &running, "2026-11-15T02:00:00Z");
+        assert_eq!((outcome.cancel.len(), outcome.start), (0, None), "{concurrency}");
+        let missed = noted.status.unwrap().missed.get("concurrency").copied();
+        assert_eq!(missed, (concurrency == "Forbid").then_some(1), "{concurrency}");
+    }
+}
+
+#[test]
+fn run_on_create_runs_once_when_the_policy_is_first_accepted() {
+    let eager = policy(json!({"schedule": {"cron": "0 2 * * *", "runOnCreate": true}}));
+    let created = at("2026-11-13T09:00:00Z");
+    let (outcome, noted) = decided(&eager, &[], "2026-11-13T09:00:01Z");
+    assert_eq!(outcome.start, Some(Start { slot: created, trigger: Trigger::Initial }));
+    assert_eq!(noted.status.as_ref().unwrap().last_slot, Some(Time(created)));
+    let (outcome, again) = decided(&noted, &[], "2026-11-13T09:00:02Z");
+    assert_eq!(outcome.start, None);
+    assert_eq!(outcome.wake_at, Some(at("2026-11-14T02:00:00Z")));
+    assert_eq!(again.status.as_ref().unwrap().schedule_since, Some(Time(created)), "no edit");
+
+    // The policy came before what it needs: the run is due when it is accepted.
+    let broken = policy(json!({"schedule": {"cron": "bad", "runOnCreate": true}}));
+    let (outcome, broken) = decided(&broken, &[], "2026-11-13T09:00:01Z");
+    assert_eq!(outcome.start, None);
+    let corrected = BackupPolicy { spec: eager.spec.clone(), ..broken };
+    let (outcome, _) = decided(&corrected, &[], "2026-11-13T15:00:00Z");
+    assert_eq!(outcome.start, Some(Start { slot: created, trigger: Trigger::Initial }));
+}
+
+#[test]
+fn run_on_create_that_is_set_later_or_on_a_suspended_policy_runs_nothing() {
+    let (_, seen) = decided(&policy(json!({})), &[], "2026-11-13T09:00:00Z");
+    let eager = policy(json!({"schedule": {"cron": "0 2 * * *", "runOnCreate": true}})).spec;
+    let edited = BackupPolicy { spec: eager.clone(), ..seen };
+    let (outcome, edited) = decided(&edited, &[], "2026-11-13T10:00:00Z");
+    assert_eq!(outcome.start, None);
+    let (outcome, _) = decided(&edited, &[], "2026-11-13T10:01:00Z");
+    assert_eq!(outcome.start, None);
+
+    let mut suspended = policy(json!({}));
+    suspended.spec = BackupPolicy { spec: eager.clone(), ..suspended.clone() }.spec;
+    suspended.spec.suspend = true;
+    let (outcome, suspended) = decided(&suspended, &[], "2026-11-13T09:00:01Z");
+    assert_eq!(outcome.start, None);
+    let resumed = BackupPolicy { spec: eager, ..suspended };
+    assert_eq!(decided(&resumed, &[], "2026-11-13T10:00:00Z").0.start, None);
+}
+
+#[test]
+fn the_first_run_waits_for_a_run_that_a_person_started_meanwhile() {
+    let schedule = json!({"cron": "0 2 * * *", "runOnCreate": true, "concurrency": "Queue"});
+    let eager = policy(json!({"schedule": schedule}));
+    let mut manual = backup("2026-11-13T09:00:00Z", "Preparing");
+    manual.slot = None;
+    let (outcome, seen) = decided(&eager, &[manual.clone()], "2026-11-13T09:00:01Z");
+    assert_eq!(outcome.start, None);
+    manual.standing = Standing::Failed;
+    manual.finished = Some(at("2026-11-13T09:10:00Z"));
+    let (outcome, _) = decided(&seen, &[manual], "2026-11-13T09:10:01Z");
+    let expected = Start { slot: at("2026-11-13T09:00:00Z"), trigger: Trigger::Initial };
+    assert_eq!(outcome.start, Some(expected));
+}
+
+#[test]
+fn what_a_blackout_drops_is_counted_when_it_is_due_and_told_by_no_event() {
+    let blackouts = json!([{"start": "0 22 * * *", "duration": "8h"}]);
+    let dark = policy(json!({"schedule": {"cron": "0 2,12 * * *", "blackouts": blackouts}}));
+    let (outcome, seen) = decided(&dark, &[], "2026-11-13T09:00:00Z");
+    assert_eq!(outcome.wake_at, Some(at("2026-11-13T12:00:00Z")));
+    let (outcome, noted) = decided(&seen, &[], "2026-11-13T12:00:00Z");
+    assert!(outcome.start.is_some());
+    assert_eq!(outcome.wake_at, Some(at("2026-11-14T02:00:00Z")), "to count it");
+    let status = noted.status.as_ref().unwrap();
+    assert_eq!(status.next_slots[0], "2026-11-14T12:00:00+00:00");
+    assert_eq!(status.max_interval_seconds, Some(86_400), "not the ten hours of the expression");
+    let (outcome, passed) = decided(&noted, &[], "2026-11-14T02:00:00Z");
+    assert_eq!((outcome.start, outcome.notes.len()), (None, 0));
+    let status = passed.status.unwrap();
+    assert_eq!(status.missed, BTreeMap::from([("blackout".to_owned(), 1)]));
+    assert_eq!(status.last_slot, Some(Time(at("2026-11-14T02:00:00Z"))));
+    assert_eq!(
+        outcome.wake_at,
+        Some(at("2026-11-14T11:00:01Z")),
+        "the objective of 26h, before the next slot"
+    );
+}
+
+#[test]
+fn a_deferred_slot_is_shown_at_the_end_of_its_window() {
+    let blackouts = json!([{"start": "0 22 * * *", "duration": "8h", "action": "Defer"}]);
+    let dark = policy(json!({"schedule": {"cron": "0 2 * * *", "blackouts": blackouts}}));
+    let (_, seen) = decided(&dark, &[], "2026-11-13T09:00:00Z");
+    assert_eq!(seen.status.as_ref().unwrap().next_slots[0], "2026-11-14T06:00:00+00:00");
+    let (outcome, seen) = decided(&seen, &[], "2026-11-14T02:00:00Z");
+    assert_eq!((outcome.start, outcome.wake_at), (None, Some(at("2026-11-14T06:00:00Z"))));
+    let (outcome, _) = decided(&seen, &[], "2026-11-14T06:00:00Z");
+    let expected = Start { slot: at("2026-11-14T02:00:00Z"), trigger: Trigger::Schedule };
+    assert_eq!(outcome.start, Some(expected));
+}
+
+#[test]
+fn while_the_clocks_differ_backups_go_on_and_nothing_is_deleted() {
+    let days = ["14", "15", "16"];
+    let points: Vec<BackupView> =
+        days.map(|day| backup(&format!("2026-11-{day}T02:00:00Z"), "Succeeded")).to_vec();
+    let (_, noted) = decided(&policy(json!({})), &points, "2026-11-16T02:10:00Z");
+    let (outcome, skewed) = decided_beside(&noted, &points, "2026-11-17T02:00:00Z", Some(-400));
+    assert!(outcome.start.is_some());
+    assert_eq!(outcome.delete, Vec::<String>::new());
+    assert_eq!(condition(&skewed, CLOCK_SKEW).reason, "ClockDiffers");
+    assert!(condition(&skewed, CLOCK_SKEW).message.contains("400 s behind"), "{skewed:?}");
+    assert_eq!(outcome.notes.len(), 1);
+    let (again, skewed) = decided_beside(&skewed, &points, "2026-11-17T02:00:30Z", Some(-400));
+    assert_eq!(again.notes, [], "told once");
+    let (outcome, sane) = decided(&skewed, &points, "2026-11-17T02:01:00Z");
+    assert_eq!(outcome.delete, [points[0].name.clone()]);
+    assert!(sane.status.unwrap().conditions.iter().all(|condition| condition.type_ != CLOCK_SKEW));
+}
+
+#[test]
+fn a_schedule_that_came_into_force_in_the_future_is_in_force_now() {
+    let (_, mut seen) = decided(&policy(json!({})), &[], "2026-11-13T09:00:00Z");
+    // Edited while the clock ran a year ahead.
+    let status = seen.status.as_mut().unwrap();
+    status.schedule_since = Some(Time(at("2027-11-13T09:00:00Z")));
+    let (outcome, resumed) = decided(&seen, &[], "2026-11-13T10:00:00Z");
+    assert_eq!(outcome.wake_at, Some(at("2026-11-14T02:00:00Z")));
+    assert_eq!(resumed.status.unwrap().schedule_since, Some(Time(at("2026-11-13T10:00:00Z"))));
+}
+
+#[test]
+fn a_last_slot_that_cannot_be_read_is_reset_with_an_event() {
+    for text in ["9999-12-30T00:00:00Z", "9999-12-31T23:59:59Z", "once upon a time"] {
+        let mut object = serde_json::to_value(policy(json!({}))).unwrap();
+        object["status"] =
+            json!({"lastSlot": text, "scheduleSince": text, "scheduleSeen": "0 2 * * * Etc/UTC"});
+        let noted: BackupPolicy = serde_json::from_value(object).unwrap();
+        let (outcome, reset) = decided(&noted, &[], "2026-11-17T10:00:00Z");
+        assert!(matches!(outcome.notes[..], [Note::LastSlotReset { .. }]), "{text}: {:?}", outcome.notes);
+        assert_eq!(outcome.notes[0].reason(), "LastSlotReset");
+        let status = reset.status.as_ref().unwrap();
+        assert_eq!(status.last_slot, Some(Time(at("2026-11-17T02:00:00Z"))), "{text}");
+        assert_eq!(outcome.wake_at, Some(at("2026-11-18T02:00:00Z")), "{text}");
+    }
+}
+
+#[test]
+fn every_refusal_to_run_counts_under_its_own_reason() {
+    let (_, seen) = decided(
+        &policy(json!({"schedule": {"cron": "0 2 * * *", "startingDeadline": "1h"}})),
+        &[],
+        "2026-11-13T09:00:00Z",
+    );
+    let (outcome, late) = decided(&seen, &[], "2026-11-15T04:00:00Z");
+    let missed = [("controller_down".to_owned(), 1), ("deadline".to_owned(), 1)];
+    assert_eq!(late.status.unwrap().missed, BTreeMap::from(missed));
+    let told: Vec<String> = outcome.notes.iter().map(Note::message).collect();
+    assert_eq!(told, ["1 slot(s) did not run: controller_down", "1 slot(s) did not run: deadline"]);
+    assert!(outcome.notes.iter().all(|note| note.reason() == "MissedSlots"));
+}
+
+#[test]
 fn a_schedule_that_cannot_meet_the_objective_says_so() {
     let sparse = policy(json!({"schedule": {"cron": "0 2 * * 1"}}));
     let (_, sparse) =
         decided(&sparse, &[backup("2026-11-16T02:00:00Z", "Succeeded")], "2026-11-16T03:00:00Z");
     assert_eq!(sparse.status.as_ref().unwrap().rpo.as_ref().unwrap().attainable, Some(false));
+    assert_eq!(condition(&sparse, RPO_ATTAINABLE).status, "False");
+    assert!(condition(&sparse, RPO_ATTAINABLE).message.contains("604800 s"), "{sparse:?}");
     assert_eq!(rpo_state(&sparse), "Unattainable");
 }
 

@@ -1,15 +1,18 @@
 //! Decides what is to be done about the slots of one policy: run one, pass over some, or wait.
 //!
 //! Guarantees: a slot is its unjittered instant and is decided upon once; after downtime only the newest missed
-//! slot runs and every other one is counted, exactly up to [`MISSED_CAP`]; creation, an edit and a resume never
-//! run a slot of before (docs/design/schedule.md §2).
+//! slot runs and every other one is counted, exactly up to [`MISSED_CAP`]; creation (without `runOnCreate`), an edit
+//! and a resume never run a slot of before; nothing starts late inside a blackout (docs/design/schedule.md §2).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
+use stillpoint_api::backup::Trigger;
+use stillpoint_api::policy::Concurrency;
 
+use crate::blackouts::{Blackouts, Fate, just_before};
 use crate::cron::Schedule;
 
 /// Missed slots counted per decision: a minutely policy reaches it after a week without a controller.
@@ -23,6 +26,9 @@ pub const SKEW_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// A newest slot this far beyond the longest interval in the future was written by a wrong clock.
 const CORRUPT_BEYOND: SignedDuration = SignedDuration::from_hours(24);
+
+/// Blackouts looked through for the next slot that starts: three years of one window a day.
+const WINDOWS_AHEAD: usize = 1_100;
 
 /// Longest part of the policy's name in the names of its Backups, which are also label values (63).
 const NAME_PREFIX: usize = 40;
@@ -38,6 +44,10 @@ pub struct SlotSpec {
     pub deadline: Option<Duration>,
     /// Whether the newest missed slot runs after downtime.
     pub catch_up: bool,
+    /// What happens to a slot that meets a run.
+    pub concurrency: Concurrency,
+    /// When nothing starts.
+    pub blackouts: Arc<Blackouts>,
     /// Starts nothing.
     pub suspended: bool,
     /// The longest interval of the schedule, zero when unknown.
@@ -51,10 +61,23 @@ pub struct SlotState {
     pub since: Timestamp,
     /// Newest slot that was decided upon.
     pub last_slot: Option<Timestamp>,
+    /// The slot of `runOnCreate`, the policy's creation, while it is to be decided upon.
+    pub initial: Option<Timestamp>,
     /// Newest slot, not in the future, that has a Backup of this policy: created, and perhaps not noted yet.
     pub newest_backup: Option<Timestamp>,
     /// A Backup of this policy is not finished.
     pub active: bool,
+    /// When the newest finished runs of this policy were running, without a break.
+    pub busy: Option<Busy>,
+}
+
+/// A time in which runs went on; a slot in it waited for their end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy {
+    /// When the first of them was created.
+    pub from: Timestamp,
+    /// When the last of them ended.
+    pub to: Timestamp,
 }
 
 /// What to do now.
@@ -64,35 +87,42 @@ pub enum Decision {
     Suspended,
     /// No slot is left until 2100: nothing, until the policy changes.
     Exhausted,
-    /// Nothing is due before `due`.
+    /// Nothing starts before `due`.
     Wait {
         /// The next slot.
         slot: Timestamp,
-        /// When it is due.
+        /// When it is due, or when the blackout that it met ends.
         due: Timestamp,
+    },
+    /// `slot` is due and waits for the end of the run that goes on (`Queue`, `Replace`).
+    Queued {
+        /// The slot.
+        slot: Timestamp,
+        /// When to decide again although the run goes on.
+        look_again: Option<Timestamp>,
     },
     /// Create the Backup of `slot`, then note it as decided.
     Run {
         /// The slot.
         slot: Timestamp,
-        /// Whether it was missed by a controller that was not there.
-        catch_up: bool,
+        /// `Schedule`; `CatchUp` when it was missed by a controller that was not there; `Initial`.
+        trigger: Trigger,
         /// Slots passed over.
-        missed: Option<Missed>,
+        missed: Vec<Missed>,
     },
     /// The Backup of `slot` exists already: note the slot as decided.
     Adopt {
         /// The slot.
         slot: Timestamp,
         /// Slots passed over.
-        missed: Option<Missed>,
+        missed: Vec<Missed>,
     },
     /// Note `slot` as decided without a run.
     PassOver {
         /// The newest slot passed over.
         slot: Timestamp,
-        /// Slots passed over because nobody was there.
-        missed: Option<Missed>,
+        /// Older slots passed over.
+        missed: Vec<Missed>,
         /// Why `slot` itself does not run.
         reason: MissedReason,
     },
@@ -124,8 +154,10 @@ pub enum MissedReason {
     ControllerDown,
     /// It could not start before its deadline.
     Deadline,
-    /// The run before was not finished.
+    /// Another run of the policy was not finished.
     Concurrency,
+    /// It was due, or would have started, inside a blackout.
+    Blackout,
 }
 
 impl MissedReason {
@@ -135,6 +167,7 @@ impl MissedReason {
             Self::ControllerDown => "controller_down",
             Self::Deadline => "deadline",
             Self::Concurrency => "concurrency",
+            Self::Blackout => "blackout",
         }
     }
 }
@@ -145,20 +178,133 @@ impl SlotSpec {
         slot.saturating_add(self.offset).unwrap_or(Timestamp::MAX)
     }
 
-    /// The slots after `after`, and when each is due.
+    /// What blackouts make of a start at `due`.
+    fn fate(&self, due: Timestamp) -> Fate {
+        if self.blackouts.is_empty() { Fate::Starts(due) } else { self.blackouts.fate(due, self.offset) }
+    }
+
+    /// The first slot after `after` that no blackout drops, and when it starts.
     pub fn next(&self, after: Timestamp) -> Option<(Timestamp, Timestamp)> {
-        self.schedule.next(after).map(|slot| (slot, self.due(slot)))
+        let mut after = after;
+        for _ in 0..WINDOWS_AHEAD {
+            let slot = self.schedule.next(after)?;
+            match self.fate(self.due(slot)) {
+                Fate::Starts(at) => return Some((slot, at)),
+                Fate::Dropped { to, .. } => {
+                    let skipped = to.saturating_sub(self.offset).ok().and_then(just_before);
+                    after = skipped.unwrap_or(slot).max(slot);
+                }
+            }
+        }
+        None
     }
 
-    /// Slots strictly between `after` and `before`, counted up to [`MISSED_CAP`].
-    fn count_between(&self, after: Timestamp, before: Timestamp) -> u32 {
-        let slots = self.schedule.slots(after).take_while(|slot| *slot < before);
-        u32::try_from(slots.take(MISSED_CAP as usize).count()).unwrap_or(MISSED_CAP)
+    /// When a decision is due after the slot `decided`: the next slot's time, whether it will run or be dropped.
+    pub fn wake_after(&self, decided: Timestamp) -> Option<Timestamp> {
+        let due = self.schedule.next(decided).map(|slot| self.due(slot))?;
+        if self.blackouts.is_empty() { Some(due) } else { self.next(decided).map(|(_, at)| at.min(due)) }
     }
 
-    fn missed_between(&self, after: Timestamp, before: Timestamp) -> Option<Missed> {
-        let count = self.count_between(after, before);
-        (count > 0).then_some(Missed { count, reason: MissedReason::ControllerDown })
+    /// The times at which runs start after the slot `after`, without the offset: the slots, or the end of the blackout
+    /// that defers one; what a blackout drops is left out. For people, and for what the schedule can promise.
+    pub fn starts(&self, after: Timestamp) -> impl Iterator<Item = Timestamp> + '_ {
+        let unspread = |at: Timestamp| at.saturating_sub(self.offset).unwrap_or(at);
+        let first = self.next(after).map(|(slot, at)| (slot, unspread(at)));
+        let later = move |(slot, start): &(Timestamp, Timestamp)| {
+            // Slots that the same window defers start together.
+            let inside = start.saturating_sub(self.offset).ok().and_then(just_before);
+            let mut after = inside.unwrap_or(*slot).max(*slot);
+            loop {
+                let (slot, at) = self.next(after)?;
+                if unspread(at) > *start {
+                    return Some((slot, unspread(at)));
+                }
+                after = slot;
+            }
+        };
+        std::iter::successors(first, later).map(|(_, start)| start)
+    }
+}
+
+/// The slots of one policy that are not decided upon yet.
+struct Line<'a> {
+    spec: &'a SlotSpec,
+    state: &'a SlotState,
+    /// Everything at or before this is decided upon.
+    base: Timestamp,
+}
+
+impl<'a> Line<'a> {
+    fn new(spec: &'a SlotSpec, state: &'a SlotState) -> Self {
+        Self { spec, state, base: state.last_slot.map_or(state.since, |last| last.max(state.since)) }
+    }
+
+    /// The slot of `runOnCreate` is due when its policy was first accepted and is not spread.
+    fn due(&self, slot: Timestamp) -> Timestamp {
+        if self.is_initial(slot) { self.state.since.max(slot) } else { self.spec.due(slot) }
+    }
+
+    fn is_initial(&self, slot: Timestamp) -> bool {
+        self.state.initial == Some(slot)
+    }
+
+    /// The newest slot that is due at or before `at`.
+    fn newest(&self, at: Timestamp) -> Option<Timestamp> {
+        let scheduled = at.saturating_sub(self.spec.offset).ok().and_then(|at| self.spec.schedule.prev(at));
+        let initial = self.state.initial.filter(|slot| self.due(*slot) <= at);
+        scheduled.filter(|slot| *slot > self.base).or(initial)
+    }
+
+    /// Slots before `before`, counted by reason up to [`MISSED_CAP`] in all.
+    fn missed(&self, before: Timestamp) -> Vec<Missed> {
+        let initial = self.state.initial.filter(|slot| *slot < before);
+        let scheduled = self.spec.schedule.slots(self.base).take_while(|slot| *slot < before);
+        let mut counts = [
+            Missed { count: 0, reason: MissedReason::ControllerDown },
+            Missed { count: 0, reason: MissedReason::Concurrency },
+            Missed { count: 0, reason: MissedReason::Blackout },
+        ];
+        // Whether blackouts cover what is due before the second value.
+        let mut covered = (false, Timestamp::MIN);
+        for slot in initial.into_iter().chain(scheduled).take(MISSED_CAP as usize) {
+            let due = self.due(slot);
+            if due >= covered.1 {
+                covered = match self.spec.blackouts.at(due) {
+                    Some(hold) => (true, hold.to),
+                    None => (false, self.spec.blackouts.next_start(due)),
+                };
+            }
+            let reason = if covered.0 {
+                MissedReason::Blackout
+            } else if self.waited_until(due).is_some() {
+                MissedReason::Concurrency
+            } else {
+                MissedReason::ControllerDown
+            };
+            counts.iter_mut().filter(|missed| missed.reason == reason).for_each(|missed| missed.count += 1);
+        }
+        counts.into_iter().filter(|missed| missed.count > 0).collect()
+    }
+
+    /// When there was room again for a start at `at` that had to wait for a run.
+    fn waited_until(&self, at: Timestamp) -> Option<Timestamp> {
+        match self.spec.concurrency {
+            Concurrency::Forbid => None,
+            Concurrency::Queue | Concurrency::Replace => {
+                self.state.busy.filter(|busy| busy.from <= at && at <= busy.to).map(|busy| busy.to)
+            }
+        }
+    }
+
+    /// The newest slot up to `newest` that no blackout drops, and when it starts.
+    fn candidate(&self, newest: Timestamp) -> Option<(Timestamp, Timestamp)> {
+        let mut slot = newest;
+        loop {
+            match self.spec.fate(self.due(slot)) {
+                Fate::Starts(at) => return Some((slot, at)),
+                Fate::Dropped { from, .. } => slot = self.newest(just_before(from)?)?,
+            }
+        }
     }
 }
 
@@ -171,49 +317,97 @@ pub fn decide(spec: &SlotSpec, state: &SlotState, now: Timestamp) -> Decision {
         }
         return Decision::Skewed { last_slot };
     }
-    let base = state.last_slot.map_or(state.since, |last| last.max(state.since));
+    let line = Line::new(spec, state);
     // Created before a crash and not noted: the name is the lock, so there is nothing to start.
-    if let Some(slot) = state.newest_backup.filter(|slot| *slot > base && *slot <= after(now, SKEW_TOLERANCE))
-    {
-        return Decision::Adopt { slot, missed: spec.missed_between(base, slot) };
+    let created = state.newest_backup.filter(|slot| *slot > line.base && *slot <= after(now, SKEW_TOLERANCE));
+    if let Some(slot) = created {
+        return Decision::Adopt { slot, missed: line.missed(slot) };
     }
     if spec.suspended {
         return Decision::Suspended;
     }
-    let newest_due = now.saturating_sub(spec.offset).ok().and_then(|latest| spec.schedule.prev(latest));
-    let Some(slot) = newest_due.filter(|slot| *slot > base) else {
-        return match spec.next(base) {
+    let Some(newest) = line.newest(now) else {
+        return match spec.next(line.base) {
             Some((slot, due)) => Decision::Wait { slot, due },
             None => Decision::Exhausted,
         };
     };
-    let missed = spec.missed_between(base, slot);
-    match refusal(spec, state, slot, now) {
-        Some(reason) => Decision::PassOver { slot, missed, reason },
-        None => Decision::Run { slot, catch_up: now.duration_since(spec.due(slot)) > ON_TIME, missed },
+    let Some((slot, start)) = line.candidate(newest) else {
+        return Decision::PassOver {
+            slot: newest,
+            missed: line.missed(newest),
+            reason: MissedReason::Blackout,
+        };
+    };
+    match start_of(&line, slot, start, now) {
+        StartOf::Now(trigger) => Decision::Run { slot, trigger, missed: line.missed(slot) },
+        StartOf::At(due) => {
+            // A later slot may start before the one that is deferred, and stands for it.
+            let sooner = spec.next(newest).map_or(due, |(_, other)| other.min(due));
+            Decision::Wait { slot, due: sooner }
+        }
+        StartOf::AfterRun => {
+            let deadline = spec.deadline.map(|deadline| after(start, signed(deadline)));
+            let too_late = deadline.map(|deadline| after(deadline, SignedDuration::from_secs(1)));
+            let look_again = [too_late, spec.wake_after(newest)].into_iter().flatten().min();
+            Decision::Queued { slot, look_again }
+        }
+        StartOf::Never(reason) => Decision::PassOver { slot, missed: line.missed(slot), reason },
     }
 }
 
-/// Why the newest due slot may not start.
-fn refusal(spec: &SlotSpec, state: &SlotState, slot: Timestamp, now: Timestamp) -> Option<MissedReason> {
-    let late = now.duration_since(spec.due(slot));
+/// When a slot that is due starts.
+enum StartOf {
+    Now(Trigger),
+    At(Timestamp),
+    AfterRun,
+    Never(MissedReason),
+}
+
+/// Whether `slot`, which was to start at `start`, starts at `now`.
+fn start_of(line: &Line<'_>, slot: Timestamp, start: Timestamp, now: Timestamp) -> StartOf {
+    let (spec, state) = (line.spec, line.state);
+    if start > now {
+        return StartOf::At(start);
+    }
     // Exactly at the deadline still starts, as a CronJob does.
-    if spec.deadline.is_some_and(|deadline| late > signed(deadline)) {
-        return Some(MissedReason::Deadline);
+    if spec.deadline.is_some_and(|deadline| now.duration_since(start) > signed(deadline)) {
+        return StartOf::Never(MissedReason::Deadline);
     }
     if state.active {
-        return Some(MissedReason::Concurrency);
+        return match spec.concurrency {
+            Concurrency::Forbid => StartOf::Never(MissedReason::Concurrency),
+            Concurrency::Queue | Concurrency::Replace => StartOf::AfterRun,
+        };
     }
-    if late <= ON_TIME {
-        return None;
+    // A slot that waited for a run is as late as its room is old, and that room may be inside a blackout.
+    let room = match line.waited_until(start).map_or(Fate::Starts(start), |room| spec.fate(room)) {
+        Fate::Starts(room) if room > now => return StartOf::At(room),
+        Fate::Starts(room) => room,
+        Fate::Dropped { .. } => return StartOf::Never(MissedReason::Blackout),
+    };
+    let trigger = if line.is_initial(slot) { Trigger::Initial } else { Trigger::Schedule };
+    if now.duration_since(room) <= ON_TIME {
+        return StartOf::Now(trigger);
     }
     if !spec.catch_up {
-        return Some(MissedReason::ControllerDown);
+        return StartOf::Never(MissedReason::ControllerDown);
+    }
+    match spec.fate(now) {
+        Fate::Starts(at) if at > now => return StartOf::At(at),
+        Fate::Starts(_) => {}
+        Fate::Dropped { .. } => return StartOf::Never(MissedReason::Blackout),
     }
     // A catch-up just before the next slot would freeze the application twice in a row.
-    let (next, next_due) = spec.next(slot)?;
-    let margin = (next.duration_since(slot) / 20).min(ON_TIME);
-    (next_due.duration_since(now) <= margin).then_some(MissedReason::ControllerDown)
+    let next = spec.next(slot).filter(|(next, due)| {
+        let margin = (next.duration_since(slot) / 20).min(ON_TIME);
+        due.duration_since(now) <= margin
+    });
+    match (next, trigger) {
+        (Some(_), _) => StartOf::Never(MissedReason::ControllerDown),
+        (None, Trigger::Initial) => StartOf::Now(Trigger::Initial),
+        (None, Trigger::Manual | Trigger::Schedule | Trigger::CatchUp) => StartOf::Now(Trigger::CatchUp),
+    }
 }
 
 /// The offset of a policy's starts: the same in every process and after the policy was created anew, different

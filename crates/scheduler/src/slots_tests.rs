@@ -1,34 +1,108 @@
-//! Vectors 39 to 48 of docs/design/schedule.md §7 and the stability of names and offsets.
+//! Vectors 39 to 51 of docs/design/schedule.md §7, blackouts, and the stability of names and offsets.
+
+use stillpoint_api::policy::BlackoutAction;
 
 use super::*;
+use crate::blackouts::Window;
 
 fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
 fn spec(expression: &str) -> SlotSpec {
-    let schedule = Schedule::parse(expression, "Etc/UTC", at("2026-11-01T00:00:00Z")).unwrap();
+    spec_in(expression, "Etc/UTC")
+}
+
+fn spec_in(expression: &str, zone: &str) -> SlotSpec {
+    let schedule = Schedule::parse(expression, zone, at("2026-11-01T00:00:00Z")).unwrap();
     let max_interval = schedule.analysis(at("2026-11-01T00:00:00Z")).unwrap().max_interval;
     SlotSpec {
         schedule: Arc::new(schedule),
         offset: Duration::ZERO,
         deadline: None,
         catch_up: true,
+        concurrency: Concurrency::Forbid,
+        blackouts: Arc::default(),
         suspended: false,
         max_interval,
     }
 }
 
+/// Windows of start, hours and action, in `zone`.
+fn blackouts(zone: &str, windows: &[(&str, u64, BlackoutAction)]) -> Arc<Blackouts> {
+    let window = |(start, hours, action): &(&str, u64, BlackoutAction)| Window {
+        starts: Arc::new(Schedule::parse(start, zone, at("2026-11-01T00:00:00Z")).unwrap()),
+        length: Duration::from_secs(hours * 3600),
+        action: *action,
+    };
+    Arc::new(Blackouts::new(windows.iter().map(window).collect()))
+}
+
+fn run(slot: &str, trigger: Trigger, missed: Vec<Missed>) -> Decision {
+    Decision::Run { slot: at(slot), trigger, missed }
+}
+
+fn wait(slot: &str, due: &str) -> Decision {
+    Decision::Wait { slot: at(slot), due: at(due) }
+}
+
+fn passed(slot: &str, missed: Vec<Missed>, reason: MissedReason) -> Decision {
+    Decision::PassOver { slot: at(slot), missed, reason }
+}
+
+/// Decides every `step` seconds from `from` to `to` as a live scheduler does; gives the slots that ran with the time of
+/// their start, and how many were missed by reason.
+fn live(
+    spec: &SlotSpec,
+    state: &mut SlotState,
+    from: &str,
+    to: &str,
+    step: i64,
+) -> (Vec<(String, String)>, Vec<(MissedReason, u32)>) {
+    let (mut now, mut runs, mut counts) = (at(from), Vec::new(), Vec::<(MissedReason, u32)>::new());
+    while now <= at(to) {
+        let (slot, missed) = match decide(spec, state, now) {
+            Decision::Run { slot, missed, .. } => {
+                runs.push((slot.to_string(), now.to_string()));
+                (slot, missed)
+            }
+            Decision::PassOver { slot, mut missed, reason } => {
+                missed.push(Missed { count: 1, reason });
+                (slot, missed)
+            }
+            _ => {
+                now += SignedDuration::from_secs(step);
+                continue;
+            }
+        };
+        for missed in missed {
+            match counts.iter_mut().find(|(reason, _)| *reason == missed.reason) {
+                Some((_, count)) => *count += missed.count,
+                None => counts.push((missed.reason, missed.count)),
+            }
+        }
+        state.last_slot = Some(slot);
+    }
+    (runs, counts)
+}
+
 fn since(text: &str) -> SlotState {
-    SlotState { since: at(text), last_slot: None, newest_backup: None, active: false }
+    SlotState {
+        since: at(text),
+        last_slot: None,
+        initial: None,
+        newest_backup: None,
+        active: false,
+        busy: None,
+    }
 }
 
 fn ran(last_slot: &str) -> SlotState {
     SlotState { last_slot: Some(at(last_slot)), ..since("2026-11-01T00:00:00Z") }
 }
 
-fn down(count: u32) -> Option<Missed> {
-    Some(Missed { count, reason: MissedReason::ControllerDown })
+fn down(count: u32) -> Vec<Missed> {
+    vec![Missed { count, reason: MissedReason::ControllerDown }]
 }
 
 #[test]
@@ -37,7 +111,10 @@ fn vector_39_after_downtime_only_the_newest_missed_slot_runs() {
     let now = at("2026-11-13T10:00:00Z");
     let slot = at("2026-11-13T02:00:00Z");
     let daily = spec("0 2 * * *");
-    assert_eq!(decide(&daily, &state, now), Decision::Run { slot, catch_up: true, missed: down(3) });
+    assert_eq!(
+        decide(&daily, &state, now),
+        Decision::Run { slot, trigger: Trigger::CatchUp, missed: down(3) }
+    );
 
     let strict = SlotSpec { deadline: Some(Duration::from_secs(3600)), ..daily.clone() };
     let reason = MissedReason::Deadline;
@@ -67,7 +144,7 @@ fn vector_40_no_catch_up_right_before_the_next_slot() {
     let state = SlotState { last_slot: Some(passed), ..state };
     assert_eq!(
         decide(&daily, &state, at("2026-11-13T02:00:00Z")),
-        Decision::Run { slot, catch_up: false, missed: None }
+        Decision::Run { slot, trigger: Trigger::Schedule, missed: Vec::new() }
     );
 }
 
@@ -76,13 +153,13 @@ fn vector_41_thousands_of_missed_slots_are_counted_exactly() {
     let minutely = spec("* * * * *");
     let decision = decide(&minutely, &ran("2026-11-10T00:00:00Z"), at("2026-11-13T00:00:05Z"));
     let slot = at("2026-11-13T00:00:00Z");
-    assert_eq!(decision, Decision::Run { slot, catch_up: false, missed: down(4319) });
+    assert_eq!(decision, Decision::Run { slot, trigger: Trigger::Schedule, missed: down(4319) });
 }
 
 #[test]
 fn vector_41_the_count_is_capped() {
     let decision = decide(&spec("* * * * *"), &ran("2026-11-01T00:00:00Z"), at("2026-11-13T00:00:05Z"));
-    assert!(matches!(decision, Decision::Run { missed: Some(Missed { count: MISSED_CAP, .. }), .. }));
+    assert!(matches!(decision, Decision::Run { missed, .. } if missed == down(MISSED_CAP)));
 }
 
 #[test]
@@ -127,7 +204,10 @@ fn vector_46_nothing_of_a_suspension_is_caught_up_or_counted() {
     let resumed = SlotState { since: at("2026-11-16T09:00:00Z"), ..friday };
     let slot = at("2026-11-16T10:00:00Z");
     assert_eq!(decide(&hourly, &resumed, at("2026-11-16T09:00:00Z")), Decision::Wait { slot, due: slot });
-    assert_eq!(decide(&hourly, &resumed, slot), Decision::Run { slot, catch_up: false, missed: None });
+    assert_eq!(
+        decide(&hourly, &resumed, slot),
+        Decision::Run { slot, trigger: Trigger::Schedule, missed: Vec::new() }
+    );
 }
 
 #[test]
@@ -154,8 +234,294 @@ fn vector_48_creation_runs_nothing_at_once() {
 fn vector_49_a_slot_that_meets_a_running_backup_is_passed_over() {
     let busy = SlotState { active: true, ..ran("2026-11-13T01:00:00Z") };
     let slot = at("2026-11-13T02:00:00Z");
-    let expected = Decision::PassOver { slot, missed: None, reason: MissedReason::Concurrency };
+    let expected = Decision::PassOver { slot, missed: Vec::new(), reason: MissedReason::Concurrency };
     assert_eq!(decide(&spec("0 * * * *"), &busy, slot), expected);
+}
+
+#[test]
+fn vector_49_a_queued_slot_starts_when_the_run_ends() {
+    let hourly = SlotSpec { concurrency: Concurrency::Queue, ..spec("0 * * * *") };
+    // The run of 01:00 lasts 90 minutes.
+    let busy = SlotState { active: true, ..ran("2026-11-13T01:00:00Z") };
+    let slot = at("2026-11-13T02:00:00Z");
+    let look_again = Some(at("2026-11-13T03:00:00Z"));
+    assert_eq!(decide(&hourly, &busy, slot), Decision::Queued { slot, look_again });
+    let over = Busy { from: at("2026-11-13T01:00:00Z"), to: at("2026-11-13T02:30:00Z") };
+    let free = SlotState { active: false, busy: Some(over), ..busy };
+    let run_at = at("2026-11-13T02:30:01Z");
+    assert_eq!(decide(&hourly, &free, run_at), run("2026-11-13T02:00:00Z", Trigger::Schedule, Vec::new()));
+    // It was no downtime, so a policy that catches nothing up runs it as well.
+    let none = SlotSpec { catch_up: false, ..hourly.clone() };
+    assert_eq!(decide(&none, &free, run_at), run("2026-11-13T02:00:00Z", Trigger::Schedule, Vec::new()));
+}
+
+#[test]
+fn of_several_queued_slots_the_newest_starts_and_the_others_met_the_run() {
+    let hourly = SlotSpec { concurrency: Concurrency::Queue, ..spec("0 * * * *") };
+    let over = Busy { from: at("2026-11-13T01:00:00Z"), to: at("2026-11-13T04:20:00Z") };
+    let free = SlotState { busy: Some(over), ..ran("2026-11-13T01:00:00Z") };
+    let met = vec![Missed { count: 2, reason: MissedReason::Concurrency }];
+    let expected = run("2026-11-13T04:00:00Z", Trigger::Schedule, met);
+    assert_eq!(decide(&hourly, &free, at("2026-11-13T04:20:01Z")), expected);
+}
+
+#[test]
+fn a_queued_slot_starts_within_its_deadline_or_never() {
+    let deadline = Some(Duration::from_secs(600));
+    let hourly = SlotSpec { concurrency: Concurrency::Queue, deadline, ..spec("0 * * * *") };
+    let busy = SlotState { active: true, ..ran("2026-11-13T01:00:00Z") };
+    let slot = at("2026-11-13T02:00:00Z");
+    let look_again = Some(at("2026-11-13T02:10:01Z"));
+    assert_eq!(decide(&hourly, &busy, at("2026-11-13T02:10:00Z")), Decision::Queued { slot, look_again });
+    let expected = passed("2026-11-13T02:00:00Z", Vec::new(), MissedReason::Deadline);
+    assert_eq!(decide(&hourly, &busy, at("2026-11-13T02:10:01Z")), expected);
+}
+
+#[test]
+fn a_slot_that_no_run_kept_waiting_was_missed_by_the_controller() {
+    let hourly = SlotSpec { concurrency: Concurrency::Queue, ..spec("0 * * * *") };
+    let over = Busy { from: at("2026-11-13T01:00:00Z"), to: at("2026-11-13T01:20:00Z") };
+    let free = SlotState { busy: Some(over), ..ran("2026-11-13T01:00:00Z") };
+    let expected = run("2026-11-13T04:00:00Z", Trigger::CatchUp, down(2));
+    assert_eq!(decide(&hourly, &free, at("2026-11-13T04:20:01Z")), expected);
+}
+
+#[test]
+fn a_slot_that_replaces_waits_until_the_run_has_ended() {
+    let hourly = SlotSpec { concurrency: Concurrency::Replace, ..spec("0 * * * *") };
+    let busy = SlotState { active: true, ..ran("2026-11-13T01:00:00Z") };
+    let slot = at("2026-11-13T02:00:00Z");
+    assert!(matches!(decide(&hourly, &busy, slot), Decision::Queued { slot: queued, .. } if queued == slot));
+    let over = Busy { from: at("2026-11-13T01:00:00Z"), to: at("2026-11-13T02:00:07Z") };
+    let free = SlotState { active: false, busy: Some(over), ..busy };
+    let expected = run("2026-11-13T02:00:00Z", Trigger::Schedule, Vec::new());
+    assert_eq!(decide(&hourly, &free, at("2026-11-13T02:00:08Z")), expected);
+}
+
+/// 22:00 to 06:00 in Berlin; the clock goes back on 2026-10-25.
+fn night(action: BlackoutAction) -> SlotSpec {
+    SlotSpec {
+        blackouts: blackouts("Europe/Berlin", &[("0 22 * * *", 8, action)]),
+        ..spec_in("0 2,6 * * *", "Europe/Berlin")
+    }
+}
+
+#[test]
+fn vector_50_a_blackout_drops_what_is_inside_and_its_end_is_outside() {
+    let night = night(BlackoutAction::Skip);
+    let hold = night.blackouts.at(at("2026-10-25T00:00:00Z")).unwrap();
+    assert_eq!((hold.from, hold.to), (at("2026-10-24T20:00:00Z"), at("2026-10-25T05:00:00Z")), "nine hours");
+    let mut state = SlotState { since: at("2026-10-24T12:00:00Z"), ..ran("2026-10-24T04:00:00Z") };
+    let (runs, missed) = live(&night, &mut state, "2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z", 30);
+    assert_eq!(runs, [("2026-10-25T05:00:00Z".to_owned(), "2026-10-25T05:00:00Z".to_owned())]);
+    assert_eq!(missed, [(MissedReason::Blackout, 1)]);
+}
+
+#[test]
+fn vector_50_a_blackout_defers_to_one_run_at_its_end() {
+    let night = night(BlackoutAction::Defer);
+    let mut state = SlotState { since: at("2026-10-24T12:00:00Z"), ..ran("2026-10-24T04:00:00Z") };
+    assert_eq!(
+        decide(&night, &state, at("2026-10-25T00:30:00Z")),
+        wait("2026-10-25T00:00:00Z", "2026-10-25T05:00:00Z")
+    );
+    let (runs, missed) = live(&night, &mut state, "2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z", 30);
+    assert_eq!(runs, [("2026-10-25T05:00:00Z".to_owned(), "2026-10-25T05:00:00Z".to_owned())]);
+    assert_eq!(missed, [(MissedReason::Blackout, 1)], "one run stands for both");
+}
+
+#[test]
+fn a_deferred_slot_starts_at_the_end_of_the_window_and_its_offset() {
+    let (hours, offset) = (8, Duration::from_secs(300));
+    let spec = SlotSpec {
+        blackouts: blackouts("Etc/UTC", &[("0 22 * * *", hours, BlackoutAction::Defer)]),
+        offset,
+        ..spec("0 3 * * *")
+    };
+    let state = ran("2026-11-12T03:00:00Z");
+    assert_eq!(
+        decide(&spec, &state, at("2026-11-13T06:04:59Z")),
+        wait("2026-11-13T03:00:00Z", "2026-11-13T06:05:00Z")
+    );
+    let expected = run("2026-11-13T03:00:00Z", Trigger::Schedule, Vec::new());
+    assert_eq!(decide(&spec, &state, at("2026-11-13T06:05:00Z")), expected);
+    // The deadline counts from there.
+    let strict = SlotSpec { deadline: Some(Duration::from_secs(60)), ..spec };
+    assert_eq!(decide(&strict, &state, at("2026-11-13T06:06:00Z")), expected);
+    let late = passed("2026-11-13T03:00:00Z", Vec::new(), MissedReason::Deadline);
+    assert_eq!(decide(&strict, &state, at("2026-11-13T06:06:01Z")), late);
+}
+
+#[test]
+fn where_windows_overlap_the_stricter_one_wins_and_what_was_deferred_before_still_runs() {
+    let both = [("0 22 * * *", 8, BlackoutAction::Defer), ("0 4 * * *", 1, BlackoutAction::Skip)];
+    let hourly = SlotSpec { blackouts: blackouts("Etc/UTC", &both), ..spec("30 * * * *") };
+    let mut state = ran("2026-11-12T21:30:00Z");
+    let (runs, missed) = live(&hourly, &mut state, "2026-11-12T21:59:00Z", "2026-11-13T06:45:00Z", 30);
+    let slot = |slot: &str, start: &str| (slot.to_owned(), start.to_owned());
+    assert_eq!(
+        runs,
+        [
+            // 05:30 stands for what was deferred; 04:30 is dropped.
+            slot("2026-11-13T05:30:00Z", "2026-11-13T06:00:00Z"),
+            slot("2026-11-13T06:30:00Z", "2026-11-13T06:30:00Z"),
+        ]
+    );
+    assert_eq!(missed, [(MissedReason::Blackout, 7)], "22:30 to 04:30");
+
+    // Without a slot after the stricter window the one before it is not lost.
+    let four = SlotSpec { blackouts: blackouts("Etc/UTC", &both), ..spec("30 3,4 * * *") };
+    let mut state = ran("2026-11-12T04:30:00Z");
+    let (runs, missed) = live(&four, &mut state, "2026-11-13T03:00:00Z", "2026-11-13T07:00:00Z", 30);
+    assert_eq!(runs, [slot("2026-11-13T03:30:00Z", "2026-11-13T06:00:00Z")]);
+    assert_eq!(missed, [(MissedReason::Blackout, 1)]);
+}
+
+#[test]
+fn what_is_deferred_into_a_window_that_drops_is_dropped() {
+    let chained = [("0 22 * * *", 8, BlackoutAction::Defer), ("0 5 * * *", 3, BlackoutAction::Skip)];
+    let daily = SlotSpec { blackouts: blackouts("Etc/UTC", &chained), ..spec("0 2,12 * * *") };
+    let expected = passed("2026-11-13T02:00:00Z", Vec::new(), MissedReason::Blackout);
+    assert_eq!(decide(&daily, &ran("2026-11-12T12:00:00Z"), at("2026-11-13T02:00:00Z")), expected);
+    let next = daily.next(at("2026-11-12T12:00:00Z"));
+    assert_eq!(next, Some((at("2026-11-13T12:00:00Z"), at("2026-11-13T12:00:00Z"))));
+}
+
+#[test]
+fn the_test_is_on_the_due_time_and_a_late_start_is_tested_when_it_would_start() {
+    let night = |action| SlotSpec {
+        blackouts: blackouts("Etc/UTC", &[("0 22 * * *", 8, action)]),
+        ..spec("59 21 * * *")
+    };
+    let (skip, defer) = (night(BlackoutAction::Skip), night(BlackoutAction::Defer));
+    let state = ran("2026-11-11T21:59:00Z");
+    let slot = "2026-11-12T21:59:00Z";
+    // A few seconds into the window: it was due before.
+    let on_time = run(slot, Trigger::Schedule, Vec::new());
+    assert_eq!(decide(&skip, &state, at("2026-11-12T22:00:00Z")), on_time);
+    // The controller comes back inside the window.
+    let back = at("2026-11-12T23:00:00Z");
+    assert_eq!(decide(&skip, &state, back), passed(slot, Vec::new(), MissedReason::Blackout));
+    assert_eq!(decide(&defer, &state, back), wait(slot, "2026-11-13T06:00:00Z"));
+    let caught_up = run(slot, Trigger::CatchUp, Vec::new());
+    assert_eq!(decide(&defer, &state, at("2026-11-13T06:00:00Z")), caught_up);
+}
+
+#[test]
+fn downtime_and_blackouts_are_told_apart_slot_by_slot() {
+    let hourly = SlotSpec {
+        blackouts: blackouts("Etc/UTC", &[("0 22 * * *", 8, BlackoutAction::Skip)]),
+        ..spec("0 * * * *")
+    };
+    // Down from 20:30 to 10:10: 21:00 and 06:00 to 09:00 are lost, 22:00 to 05:00 were never to run.
+    let missed = vec![
+        Missed { count: 5, reason: MissedReason::ControllerDown },
+        Missed { count: 8, reason: MissedReason::Blackout },
+    ];
+    let expected = run("2026-11-13T10:00:00Z", Trigger::CatchUp, missed);
+    assert_eq!(decide(&hourly, &ran("2026-11-12T20:00:00Z"), at("2026-11-13T10:10:00Z")), expected);
+    // Back inside the window: what was lost before it is not run in it.
+    let expected = passed("2026-11-12T21:00:00Z", Vec::new(), MissedReason::Blackout);
+    assert_eq!(decide(&hourly, &ran("2026-11-12T20:00:00Z"), at("2026-11-13T00:10:00Z")), expected);
+}
+
+#[test]
+fn a_window_ends_when_the_wall_clock_first_shows_its_end() {
+    for (start, minutes, at_start, end) in [
+        // Ordinary, over the change in autumn, over the change in spring.
+        ("0 22 * * *", 480, "2026-11-13T21:00:00Z", "2026-11-14T05:00:00Z"),
+        ("0 22 * * *", 480, "2026-10-24T20:00:00Z", "2026-10-25T05:00:00Z"),
+        ("0 22 * * *", 480, "2026-03-28T21:00:00Z", "2026-03-29T04:00:00Z"),
+        // Starting or ending in the hour that is skipped: both move as slots do.
+        ("30 2 * * *", 60, "2026-03-29T01:30:00Z", "2026-03-29T02:30:00Z"),
+        ("30 1 * * *", 60, "2026-03-29T00:30:00Z", "2026-03-29T01:30:00Z"),
+        // Ending in the hour that comes twice: the first time.
+        ("30 1 * * *", 60, "2026-10-24T23:30:00Z", "2026-10-25T00:30:00Z"),
+        // Starting in its second pass: ten minutes.
+        ("30 * * * *", 10, "2026-10-25T01:30:00Z", "2026-10-25T01:40:00Z"),
+        ("30 * * * *", 10, "2026-10-25T00:30:00Z", "2026-10-25T00:40:00Z"),
+    ] {
+        let window = Window {
+            starts: Arc::new(Schedule::parse(start, "Europe/Berlin", at("2026-01-01T00:00:00Z")).unwrap()),
+            length: Duration::from_secs(minutes * 60),
+            action: BlackoutAction::Skip,
+        };
+        let windows = Blackouts::new(vec![window]);
+        let told = format!("{start} for {minutes} minutes from {at_start}");
+        let hold = windows.at(at(at_start)).unwrap_or_else(|| panic!("{told}"));
+        assert_eq!((hold.from, hold.to), (at(at_start), at(end)), "{told}");
+        assert_eq!(windows.at(at(end)), None, "{told}: the end is outside");
+        let before = at(at_start) - SignedDuration::from_nanos(1);
+        assert_eq!(windows.at(before), None, "{told}: the start is inside");
+    }
+}
+
+#[test]
+fn the_starts_ahead_leave_out_what_is_dropped_and_show_what_is_deferred_once() {
+    let hourly = |action| SlotSpec {
+        blackouts: blackouts("Etc/UTC", &[("0 22 * * *", 8, action)]),
+        offset: Duration::from_secs(60),
+        ..spec("30 * * * *")
+    };
+    let shown = |spec: &SlotSpec| -> Vec<String> {
+        let starts = spec.starts(at("2026-11-13T20:00:00Z")).take(4);
+        starts.map(|start| start.strftime("%d %H:%M").to_string()).collect()
+    };
+    assert_eq!(shown(&hourly(BlackoutAction::Skip)), ["13 20:30", "13 21:30", "14 06:30", "14 07:30"]);
+    assert_eq!(shown(&hourly(BlackoutAction::Defer)), ["13 20:30", "13 21:30", "14 06:00", "14 06:30"]);
+}
+
+#[test]
+fn a_policy_with_run_on_create_runs_at_once_and_then_by_its_schedule() {
+    let created = at("2026-11-13T09:00:20Z");
+    let state = SlotState { initial: Some(created), ..since("2026-11-13T09:00:20Z") };
+    let daily = SlotSpec { offset: Duration::from_secs(600), ..spec("0 2 * * *") };
+    let now = at("2026-11-13T09:00:21Z");
+    assert_eq!(
+        decide(&daily, &state, now),
+        Decision::Run { slot: created, trigger: Trigger::Initial, missed: Vec::new() }
+    );
+    let noted = SlotState { last_slot: Some(created), initial: None, ..state };
+    assert_eq!(decide(&daily, &noted, now), wait("2026-11-14T02:00:00Z", "2026-11-14T02:10:00Z"));
+    // Nobody was there for a day: the slot runs, the first run is one of those that were missed.
+    let expected = run("2026-11-14T02:00:00Z", Trigger::CatchUp, down(1));
+    assert_eq!(decide(&daily, &state, at("2026-11-14T09:00:00Z")), expected);
+    // Nobody was there for an hour: it is still the first run.
+    assert_eq!(
+        decide(&daily, &state, at("2026-11-13T10:00:00Z")),
+        Decision::Run { slot: created, trigger: Trigger::Initial, missed: Vec::new() }
+    );
+    let windows = blackouts("Etc/UTC", &[("0 8 * * *", 4, BlackoutAction::Skip)]);
+    let dark = SlotSpec { blackouts: windows, ..daily };
+    let expected = Decision::PassOver { slot: created, missed: Vec::new(), reason: MissedReason::Blackout };
+    assert_eq!(decide(&dark, &state, now), expected);
+}
+
+#[test]
+fn a_jump_of_the_clock_forward_is_downtime() {
+    let hourly = spec("0 * * * *");
+    let mut state = ran("2026-11-13T01:00:00Z");
+    let expected = run("2026-11-13T12:00:00Z", Trigger::CatchUp, down(10));
+    assert_eq!(decide(&hourly, &state, at("2026-11-13T12:20:00Z")), expected);
+    // And back: what ran does not run again; the next slot does.
+    state.last_slot = Some(at("2026-11-13T12:00:00Z"));
+    let last_slot = at("2026-11-13T12:00:00Z");
+    assert_eq!(decide(&hourly, &state, at("2026-11-13T02:00:00Z")), Decision::Skewed { last_slot });
+    assert_eq!(
+        decide(&hourly, &state, at("2026-11-13T11:55:00Z")),
+        wait("2026-11-13T13:00:00Z", "2026-11-13T13:00:00Z")
+    );
+}
+
+#[test]
+fn a_last_slot_of_the_end_of_time_is_corrupt_and_one_of_the_beginning_is_downtime() {
+    let daily = spec("0 2 * * *");
+    let now = at("2026-11-13T10:00:00Z");
+    let corrupt = SlotState { last_slot: Some(Timestamp::MAX), ..since("2026-11-01T00:00:00Z") };
+    assert_eq!(decide(&daily, &corrupt, now), Decision::Corrupt { reset_to: at("2026-11-13T02:00:00Z") });
+    // The time of creation bounds what can have been missed.
+    let zero = SlotState { last_slot: Some(Timestamp::UNIX_EPOCH), ..since("2026-11-11T00:00:00Z") };
+    assert_eq!(decide(&daily, &zero, now), run("2026-11-13T02:00:00Z", Trigger::CatchUp, down(2)));
 }
 
 #[test]
@@ -164,7 +530,10 @@ fn a_slot_waits_for_its_offset() {
     let state = ran("2026-11-12T02:00:00Z");
     let (slot, due) = (at("2026-11-13T02:00:00Z"), at("2026-11-13T02:10:00Z"));
     assert_eq!(decide(&spread, &state, at("2026-11-13T02:09:59Z")), Decision::Wait { slot, due });
-    assert_eq!(decide(&spread, &state, due), Decision::Run { slot, catch_up: false, missed: None });
+    assert_eq!(
+        decide(&spread, &state, due),
+        Decision::Run { slot, trigger: Trigger::Schedule, missed: Vec::new() }
+    );
 }
 
 #[test]
@@ -181,7 +550,7 @@ fn repeated_decisions_run_every_slot_once_whatever_the_ticks() {
     for second in (0..7200).step_by(37) {
         let now = at("2026-11-13T00:00:00Z") + SignedDuration::from_secs(second);
         if let Decision::Run { slot, missed, .. } = decide(&every_five, &state, now) {
-            assert_eq!(missed, None);
+            assert_eq!(missed, []);
             runs.push(slot);
             state.last_slot = Some(slot);
         }

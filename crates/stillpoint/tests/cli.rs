@@ -199,7 +199,7 @@ fn explain_gives_the_slots_around_a_change_of_the_clock() {
     let args =
         ["explain", "30 2 * * *", "--tz", "Europe/Berlin", "--from", "2026-03-27T12:00:00Z", "--count", "3"];
     let output = stillpoint(&[&args[..], &["--rpo", "1d", "-o", "json"]].concat(), "");
-    assert_eq!(code(&output), 0, "{output:?}");
+    assert_eq!(code(&output), 1, "an objective that cannot be met: {output:?}");
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     let slots = serde_json::json!([
         "2026-03-28T02:30:00+01:00",
@@ -211,9 +211,38 @@ fn explain_gives_the_slots_around_a_change_of_the_clock() {
     assert!(
         found["minInterval"].as_u64().unwrap() < 86_400 && found["maxInterval"].as_u64().unwrap() > 86_400
     );
-    assert_eq!(found.as_object().unwrap().len(), 4);
-    let text = stillpoint(&args, "");
-    assert!(stdout(&text).contains("clock goes forward 1h (02:00 becomes 03:00)"), "{}", stdout(&text));
+    let changes = serde_json::json!([
+        {"at": "2026-03-29T03:00:00+02:00", "forward": 3600, "effect": "moved", "slots": 1,
+         "minInterval": 82_800, "maxInterval": 86_400},
+        {"at": "2026-10-25T02:00:00+01:00", "forward": -3600, "effect": "once", "slots": 1,
+         "minInterval": 86_400, "maxInterval": 90_000},
+    ]);
+    assert_eq!(found["clockChanges"], changes);
+    assert_eq!(found.as_object().unwrap().len(), 5);
+}
+
+#[test]
+fn explain_tells_the_days_on_which_the_clock_changes_and_what_an_objective_needs() {
+    let args =
+        ["explain", "30 2 * * *", "--tz", "Europe/Berlin", "--from", "2026-03-27T12:00:00Z", "--count", "3"];
+    let output = stillpoint(&[&args[..], &["--rpo", "24h"]].concat(), "");
+    assert_eq!(code(&output), 1);
+    for told in [
+        "2  2026-03-29 03:30:00  Sun  +02:00  2026-03-29T01:30:00Z  1d              clock goes forward 1h (02:00 becomes 03:00)",
+        "2026-03-29  Sun  forward 1h (02:00 becomes 03:00)  23h to 1d           02:30 does not exist: runs at 03:30 +02:00",
+        "2026-10-25  Sun  back 1h (03:00 becomes 02:00)     1d to 1d1h          02:30 comes twice: runs the first time, +02:00",
+        "RPO 24h: NOT attainable, the longest interval is 1d1h",
+    ] {
+        assert!(stdout(&output).contains(told), "{told}\n{}", stdout(&output));
+    }
+    let output = stillpoint(&[&args[..], &["--rpo", "25h"]].concat(), "");
+    assert_eq!(code(&output), 0);
+    assert!(stdout(&output).contains("RPO 25h: attainable when every run succeeds"), "{}", stdout(&output));
+    let args = ["explain", "0 */2 * * *", "--tz", "Europe/Berlin", "--from", "2026-03-27T12:00:00Z"];
+    let output = stillpoint(&args, "");
+    assert!(stdout(&output).contains("02:00 comes twice: runs both times, as an interval"), "{output:?}");
+    let output = stillpoint(&["explain", "@daily"], "");
+    assert!(stdout(&output).contains("Clock changes: none in Etc/UTC in the coming year"), "{output:?}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::Finding;
 use super::application::applications;
 use crate::policy::{
-    BackupPolicy, Concurrency, FreezeBounds, Objectives, OnBlocked, OnNamespaceDelete, Retention, RunBounds,
-    Schedule, SnapshotOptions,
+    BackupPolicy, FreezeBounds, Objectives, OnBlocked, OnNamespaceDelete, Retention, RunBounds, Schedule,
+    SnapshotOptions,
 };
 
 /// Shortest and longest promise of a freeze (docs/design/freeze.md §3).
@@ -49,27 +49,14 @@ fn schedule(schedule: &Schedule) -> Vec<Finding> {
             "a slot may start late by less than a minute, so that a short outage would lose it: write at least 1m",
         ));
     }
-    match schedule.concurrency {
-        Concurrency::Forbid => {}
-        Concurrency::Queue | Concurrency::Replace => found.push(Finding::not_yet(
-            "spec.schedule.concurrency",
-            &format!("{:?}", schedule.concurrency),
-            "leave it out; a slot is skipped while a run is not finished",
-        )),
-    }
-    if schedule.run_on_create {
-        found.push(Finding::not_yet(
-            "spec.schedule.runOnCreate",
-            "a run at creation",
-            "leave it out and create a Backup, or use `stillpoint backup run`",
-        ));
-    }
-    if !schedule.blackouts.is_empty() {
-        found.push(Finding::not_yet(
-            "spec.schedule.blackouts",
-            "a blackout",
-            "remove it and leave these hours out of the cron expression",
-        ));
+    for (index, blackout) in schedule.blackouts.iter().enumerate() {
+        if blackout.duration.get().is_zero() {
+            found.push(Finding::new(
+                format!("spec.schedule.blackouts[{index}].duration"),
+                "BlackoutTooShort",
+                "the window has no length: write at least 1m, or remove it",
+            ));
+        }
     }
     found
 }
@@ -233,14 +220,6 @@ mod tests {
         for (pointer, value, path) in [
             ("/verification", json!({"schedule": {"cron": "0 5 * * 0"}}), "spec.verification"),
             ("/ruleRef", json!({"name": "r"}), "spec.ruleRef"),
-            ("/schedule/runOnCreate", json!(true), "spec.schedule.runOnCreate"),
-            (
-                "/schedule/blackouts",
-                json!([{"start": "0 8 * * *", "duration": "1h"}]),
-                "spec.schedule.blackouts",
-            ),
-            ("/schedule/concurrency", json!("Queue"), "spec.schedule.concurrency"),
-            ("/schedule/concurrency", json!("Replace"), "spec.schedule.concurrency"),
             ("/objectives", json!({"rto": "15m"}), "spec.objectives.rto"),
             ("/applications/0/whenNoPods", json!("Skip"), "spec.applications[db].whenNoPods"),
             ("/applications/0/whenNoPods", json!("Snapshot"), "spec.applications[db].whenNoPods"),
@@ -282,6 +261,22 @@ mod tests {
         assert_eq!(rules("/retention", json!({"last": 1})), []);
         assert_eq!(rules("/schedule/startingDeadline", json!("0m"))[0].1, "StartingDeadlineTooShort");
         assert_eq!(rules("/schedule/startingDeadline", json!("1m")), []);
+    }
+
+    #[test]
+    fn every_field_of_a_schedule_is_supported() {
+        for (field, value) in [
+            ("runOnCreate", json!(true)),
+            ("concurrency", json!("Queue")),
+            ("concurrency", json!("Replace")),
+            ("blackouts", json!([{"start": "0 8 * * *", "duration": "1h", "action": "Defer"}])),
+        ] {
+            assert_eq!(rules(&format!("/schedule/{field}"), value), [], "{field}");
+        }
+        let empty =
+            json!([{"start": "0 8 * * *", "duration": "1h"}, {"start": "0 8 * * *", "duration": "0m"}]);
+        let found = rules("/schedule/blackouts", empty);
+        assert_eq!(found, [("spec.schedule.blackouts[1].duration".to_owned(), "BlackoutTooShort")]);
     }
 
     #[test]

@@ -11,9 +11,11 @@ mod schedule;
 mod zone;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod vectors;
 
 pub use self::dialect::Field;
 pub(crate) use self::explain::rfc3339;
-pub use self::explain::{Explanation, explain};
+pub use self::explain::{ClockChange, Effect, Explanation, explain};
 pub use self::schedule::{Analysis, Schedule, ScheduleError};

@@ -146,6 +146,44 @@ impl Schedule {
         std::iter::successors(self.next(after), |slot| self.next(*slot))
     }
 
+    /// The matches on the wall calendar in `[from, to)`, in civil seconds; none for `@every`, which knows no wall clock.
+    pub(super) fn civil_slots(&self, from: i64, to: i64) -> Vec<i64> {
+        match &self.kind {
+            Kind::Every { .. } => Vec::new(),
+            Kind::Calendar { calendar, .. } => {
+                calendar.after(from - 1).take_while(|civil| *civil < to).collect()
+            }
+        }
+    }
+
+    /// When the match at `civil` runs: once, or twice where the clock shows it twice and the hours mean an interval.
+    pub(super) fn instants_of(&self, civil: i64) -> impl Iterator<Item = Timestamp> {
+        let both_passes = match &self.kind {
+            Kind::Every { .. } => false,
+            Kind::Calendar { sets, .. } => sets.interval_hours,
+        };
+        zone::instants(&self.zone, civil, both_passes).iter()
+    }
+
+    /// The first instant after `start` at which the zone's wall clock shows the time that is `length` later than what
+    /// it shows at `start`. A time that is skipped is moved forward by the gap, as a slot is.
+    pub fn wall_clock_after(&self, start: Timestamp, length: Duration) -> Timestamp {
+        let length = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
+        let civil = zone::civil(&self.zone, start).saturating_add(length);
+        let found = zone::instants(&self.zone, civil, true).iter().find(|at| *at > start);
+        found.unwrap_or(Timestamp::MAX)
+    }
+
+    /// By how much a stretch of `length` on the wall clock that ends about `at` can last longer than that: nothing
+    /// unless the clock changes nearby.
+    pub(crate) fn stretch(&self, at: Timestamp, length: Duration) -> SignedDuration {
+        let near =
+            SignedDuration::try_from(length).unwrap_or(SignedDuration::MAX).saturating_add(zone::REACH);
+        let from = at.saturating_sub(near).unwrap_or(Timestamp::MIN);
+        let to = at.saturating_add(zone::REACH).unwrap_or(Timestamp::MAX);
+        if zone::changes(&self.zone, from, to).next().is_some() { zone::REACH } else { SignedDuration::ZERO }
+    }
+
     /// The shortest and the longest interval in the years after `from`: eight, or one when slots are less than
     /// an hour apart. `None` when fewer than two slots are in them.
     pub fn analysis(&self, from: Timestamp) -> Option<Analysis> {

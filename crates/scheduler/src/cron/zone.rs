@@ -14,7 +14,7 @@ use super::dialect::Field;
 use super::schedule::ScheduleError;
 
 /// The largest change of any zone's clock since 1970 is 24 h (Pacific/Apia 2011), with two hours to spare.
-const REACH: SignedDuration = SignedDuration::from_hours(26);
+pub(super) const REACH: SignedDuration = SignedDuration::from_hours(26);
 
 /// The bundled database only: the same answers in every image, whatever the host has installed.
 static DATABASE: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
