@@ -505,7 +505,8 @@ pub struct VerificationRestore {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupPolicyStatus {
-    /// `Accepted`: the spec can be scheduled. `Ready`: the last run protected what it should.
+    /// `Accepted`: the spec can be scheduled. `Ready`: the last run protected what it should. `RPOAttainable`: the schedule
+    /// can meet the objective. `ClockSkew`: clocks disagree, nothing is deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
@@ -523,11 +524,12 @@ pub struct BackupPolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 400))]
     pub schedule_seen: Option<String>,
-    /// The next slots, at most five, in the policy's zone (RFC 3339).
+    /// When runs start next, without jitter, at most five, in the policy's zone (RFC 3339): the slots, less those that a
+    /// blackout drops; for those that it defers, its end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5), inner(length(max = 64)))]
     pub next_slots: Vec<String>,
-    /// Longest interval between two slots, in seconds.
+    /// Longest interval between two slots, in seconds, with the gaps that blackouts make.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_interval_seconds: Option<i64>,
     /// Shortest interval between two slots, in seconds.

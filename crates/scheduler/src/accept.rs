@@ -29,6 +29,12 @@ const MAX_SHARED: usize = 4096;
 /// Windows whose gaps are measured: a year of one a day, and a few.
 const WINDOWS_ANALYSED: usize = 400;
 
+/// How often a window may start again before it ends: each of these starts is looked at for each slot.
+const STARTS_INSIDE: u32 = 16;
+
+/// The one form of an expression that depends on when the policy was created.
+const EVERY: &str = "@every";
+
 /// A policy that can be scheduled.
 #[derive(Clone, Debug)]
 pub struct Accepted {
@@ -80,7 +86,12 @@ impl Schedules {
     fn parse(&self, spec: &ScheduleSpec, created: Timestamp, now: Timestamp) -> Result<Parsed, Finding> {
         let zone = spec.time_zone.as_deref().unwrap_or(DEFAULT_ZONE);
         let windows: Vec<String> = spec.blackouts.iter().map(written).collect();
-        let key = (spec.cron.clone(), zone.to_owned(), windows.join("; "));
+        let mut windows = windows.join("; ");
+        // Only `@every` depends on the policy; everything else is shared by those that write the same.
+        if spec.cron.contains(EVERY) || windows.contains(EVERY) {
+            windows.push_str(&format!(" since {created}"));
+        }
+        let key = (spec.cron.clone(), zone.to_owned(), windows);
         let found = self.shared.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if let Some(parsed) = found {
             return Ok(parsed);
@@ -90,15 +101,14 @@ impl Schedules {
         let blackouts = parse_blackouts(&spec.blackouts, zone, created, now)?;
         let analysis = analysis(&schedule, &blackouts, now)?;
         let parsed = Parsed { schedule: Arc::new(schedule), blackouts: Arc::new(blackouts), analysis };
-        if parsed.schedule.is_shared() && parsed.blackouts.is_shared() {
-            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            if shared.len() >= MAX_SHARED {
-                shared.retain(|_, parsed| Arc::strong_count(&parsed.schedule) > 1);
-            }
-            if shared.len() < MAX_SHARED {
-                shared.insert(key, parsed.clone());
-            }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.len() >= MAX_SHARED {
+            shared.retain(|_, parsed| Arc::strong_count(&parsed.schedule) > 1);
         }
+        if shared.len() < MAX_SHARED {
+            shared.insert(key, parsed.clone());
+        }
+        drop(shared);
         Ok(parsed)
     }
 }
@@ -190,8 +200,17 @@ fn parse_blackouts(
         let starts = Schedule::parse(&blackout.start, zone, created)
             .map_err(|error| schedule_finding(&error, &path, "start", "InvalidBlackout"))?;
         let length = blackout.duration.get();
-        let longest = starts.analysis(now).map(|found| found.max_interval);
-        if longest.is_some_and(|longest| length >= longest) {
+        let intervals = starts.analysis(now);
+        if intervals.is_some_and(|found| found.min_interval.saturating_mul(STARTS_INSIDE) < length) {
+            return Err(Finding::new(
+                format!("{path}.start"),
+                "InvalidBlackout",
+                format!(
+                    "the window starts again more than {STARTS_INSIDE} times before it ends: write its first start only"
+                ),
+            ));
+        }
+        if intervals.is_some_and(|found| length >= found.max_interval) {
             return Err(Finding::new(
                 format!("{path}.duration"),
                 "BlackoutNeverEnds",

@@ -91,11 +91,6 @@ impl Blackouts {
         self.windows.is_empty()
     }
 
-    /// Whether each window is the same for every policy that writes it.
-    pub fn is_shared(&self) -> bool {
-        self.windows.iter().all(|window| window.starts.is_shared())
-    }
-
     /// What holds at `at`.
     pub fn at(&self, at: Timestamp) -> Option<Hold> {
         let mut held: Option<Hold> = None;

@@ -210,6 +210,11 @@ fn a_bad_schedule_is_refused_with_the_field_named_and_nothing_is_deleted() {
             "timeZone",
         ),
         (
+            json!({"cron": "0 2 * * *", "blackouts": [{"start": "* 0-12 * * *", "duration": "2h"}]}),
+            "InvalidBlackout",
+            "starts again",
+        ),
+        (
             json!({"cron": "0 2 * * *", "blackouts": [{"start": "@daily", "duration": "1d"}]}),
             "BlackoutNeverEnds",
             "duration",

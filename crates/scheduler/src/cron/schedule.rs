@@ -94,11 +94,6 @@ impl Schedule {
         self.zone.iana_name().unwrap_or("Etc/UTC")
     }
 
-    /// Whether the slots do not depend on the policy's creation, so that one parsed schedule serves many policies.
-    pub fn is_shared(&self) -> bool {
-        matches!(self.kind, Kind::Calendar { .. })
-    }
-
     /// The first slot strictly after `after`; `None` when there is none up to the year 2100.
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         let (sets, calendar) = match &self.kind {
