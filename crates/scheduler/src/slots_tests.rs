@@ -50,15 +50,14 @@ fn passed(slot: &str, missed: Vec<Missed>, reason: MissedReason) -> Decision {
     Decision::PassOver { slot: at(slot), missed, reason }
 }
 
+/// Slots that ran, each with the time of its start.
+type Starts = Vec<(String, String)>;
+/// Slots that did not, by reason.
+type Counts = Vec<(MissedReason, u32)>;
+
 /// Decides every `step` seconds from `from` to `to` as a live scheduler does; gives the slots that ran with the time of
 /// their start, and how many were missed by reason.
-fn live(
-    spec: &SlotSpec,
-    state: &mut SlotState,
-    from: &str,
-    to: &str,
-    step: i64,
-) -> (Vec<(String, String)>, Vec<(MissedReason, u32)>) {
+fn live(spec: &SlotSpec, state: &mut SlotState, from: &str, to: &str, step: i64) -> (Starts, Counts) {
     let (mut now, mut runs, mut counts) = (at(from), Vec::new(), Vec::<(MissedReason, u32)>::new());
     while now <= at(to) {
         let (slot, missed) = match decide(spec, state, now) {

@@ -255,9 +255,9 @@ mod tests {
     #[test]
     fn the_rules_of_the_kind_follow_a_right_shape() {
         let found = of(
-            json!({"schedule": {"cron": "* * * * *", "runOnCreate": true}, "applications": [application()]}),
+            json!({"schedule": {"cron": "* * * * *"}, "ruleRef": {"name": "r"}, "applications": [application()]}),
         );
-        assert_eq!(found, [("spec.schedule.runOnCreate".to_owned(), "NotSupportedYet")]);
+        assert_eq!(found, [("spec.ruleRef".to_owned(), "NotSupportedYet")]);
     }
 
     #[test]
