@@ -82,7 +82,7 @@ pub fn explain(
     let schedule = Schedule::parse(expression, zone_name, from)?;
     let zoned = |at: Timestamp| at.to_zoned(schedule.zone().clone());
     let analysis = schedule.analysis(from);
-    let year = from.saturating_add(SignedDuration::from_hours(366 * 24)).unwrap_or(Timestamp::MAX);
+    let year = from.saturating_add(SignedDuration::from_hours(365 * 24)).unwrap_or(Timestamp::MAX);
     let changes = zone::changes(schedule.zone(), from, year);
     Ok(Explanation {
         slots: schedule.slots(from).take(count).map(zoned).collect(),
