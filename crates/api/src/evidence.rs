@@ -247,6 +247,14 @@ pub struct HoldEvidence {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 1024)))]
     pub foreign_mounts: Vec<String>,
+    /// Barriers that the hold said it ran, as received: what makes up for a setting that is not durable (rule 9).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub barriers: Vec<BarrierEvidence>,
+    /// Statements that were ended because they kept writers stuck behind the lock that this hold did not get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub ended_blockers: Vec<EndedBlocker>,
     /// EVIDENCE lines of the hold: settings, positions, paths. At most 32 values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32), inner(length(max = 1024)))]
@@ -255,6 +263,38 @@ pub struct HoldEvidence {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub lost: Option<String>,
+}
+
+/// One barrier: what was acknowledged before it is durable since.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BarrierEvidence {
+    /// Its name, as the hold said it.
+    #[schemars(length(max = 64))]
+    pub name: String,
+    /// When the line was received. It counts only after FREEZE was sent and before FROZEN (docs/design/freeze.md §4.9).
+    pub at: Offset,
+}
+
+/// A statement of somebody else that was ended under `freeze.onBlocked: KillBlocker`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndedBlocker {
+    /// Its ID, as the stall probe printed it.
+    #[schemars(length(max = 64))]
+    pub id: String,
+    /// The line of the probe that named it.
+    #[schemars(length(max = 256))]
+    pub named_by: String,
+    /// When the command that ends it was started.
+    pub sent: Offset,
+    /// When that command was known to have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<Offset>,
+    /// Why the statement may go on: the command failed. Absent with `answered`: it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub failed: Option<String>,
 }
 
 /// One stage after the first: what was said between two groups of cuts.
@@ -539,6 +579,9 @@ pub struct Window {
     /// Wall clock at t0, the instant before the first FREEZE was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
+    /// How far the API server's clock was ahead of ours at t0; absent: not measured (rule 6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_clock: Option<ApiClock>,
     /// When every hold had answered FROZEN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locked: Option<Offset>,
@@ -557,6 +600,16 @@ pub struct Window {
     /// t3 − t0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_seconds: Option<f64>,
+}
+
+/// The API server's clock against ours: what it was ahead by at t0 lies between these. Negative: it was behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiClock {
+    /// At least this much ahead, in microseconds.
+    pub least_ahead_micros: i64,
+    /// At most this much ahead, in microseconds.
+    pub most_ahead_micros: i64,
 }
 
 /// What a recovery point is worth, weakest first.

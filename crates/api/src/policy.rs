@@ -339,7 +339,7 @@ pub enum OnBlocked {
     /// It is named in the failure.
     #[default]
     Report,
-    /// That statement alone is killed. Not supported yet.
+    /// That statement alone is ended, once the lock was not acquired, by the template's `stallProbe.endBlocker`.
     KillBlocker,
 }
 

@@ -10,7 +10,7 @@ pub mod placeholder;
 mod substitute;
 
 pub use detect::{Detected, detect};
-pub(crate) use substitute::{arguments, texts, type_mismatch};
+pub(crate) use substitute::{END_BLOCKER, arguments, texts, type_mismatch};
 pub use substitute::{digest, substitute};
 
 use kube::{CustomResource, KubeSchema};
@@ -117,9 +117,9 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 64)))]
     pub data_paths: Vec<String>,
-    /// Prints who is still stuck behind a lock that was not acquired, or nothing.
+    /// Says who is still stuck behind a lock that was not acquired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stall_probe: Option<CommandOnly>,
+    pub stall_probe: Option<StallProbe>,
     /// Makes sure that it is thawed after an unknown outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recover: Option<Recover>,
@@ -168,7 +168,7 @@ pub struct Detect {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("!(has(self.fromEnv) && has(self.fromFile))").message("at most one of fromEnv and fromFile"))]
 #[x_kube(validation = Rule::new("(self.type == 'enum') == (has(self.enum) && size(self.enum) > 0)").message("a parameter of type enum lists its values under enum, others do not"))]
-#[x_kube(validation = Rule::new("!(self.name in ['n', 'i', 'lease', 'acquireSeconds'])").message("n, i, lease and acquireSeconds are filled at run time and cannot be parameters"))]
+#[x_kube(validation = Rule::new("!(self.name in ['n', 'i', 'lease', 'acquireSeconds', 'blocker'])").message("n, i, lease, acquireSeconds and blocker are filled at run time and cannot be parameters"))]
 pub struct Parameter {
     /// Name; `{{name}}` in texts and arguments.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z][a-zA-Z0-9]*$"))]
@@ -406,6 +406,11 @@ pub struct Commands {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 32768)))]
     pub probe: Vec<String>,
+    /// Runs after `freeze` succeeded and before FROZEN: makes durable what was frozen (`sync -f` of each volume). That it
+    /// succeeded is told as EVIDENCE `barrier=command`, which makes up for settings with `orBarrier`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 32768)))]
+    pub barrier: Vec<String>,
     /// Two separate execs without a process that holds. At most `Crash` unless a probe shows the state.
     #[serde(default)]
     #[schemars(default)]
@@ -447,6 +452,11 @@ pub struct Setting {
     /// Asked only while another setting has a value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<SettingCondition>,
+    /// Whether a barrier that ran after the lock and before FROZEN makes up for another value: EVIDENCE `barrier=NAME` of
+    /// the freeze text, or `freeze.commands.barrier` (docs/design/freeze.md §4.9).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
+    pub or_barrier: bool,
 }
 
 /// Another setting that has a value.
@@ -488,6 +498,21 @@ pub enum Layout {
     OneVolume,
     /// Any number of volumes under one lock.
     AnyUnderLock,
+}
+
+/// Who is stuck behind a lock that was not acquired, and how what blocks them is ended (docs/design/freeze.md §3).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StallProbe {
+    /// Prints who is stuck and who is in the way, or nothing. A word `blocker=ID` in its first line names the statement
+    /// that `endBlocker` may end: 1 to 64 letters, digits, `_.:-`, beginning with a letter or digit.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// Ends the statement `{{blocker}}` and nothing else. Run only under `freeze.onBlocked: KillBlocker`, after the
+    /// acquisition has failed, once per attempt and ID.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 32768)))]
+    pub end_blocker: Vec<String>,
 }
 
 /// A command alone.

@@ -23,7 +23,9 @@ use crate::observer::{HookPhase, RunLabels};
 use crate::ownership::ClaimNews;
 use crate::pod_watch::PodWatch;
 use crate::resolve::{Resolution, RunHold, pods};
-use crate::run::{Abort, CutId, Effect, End, Entry, Event, HoldId, Now, Reason, Record, Run, Timer};
+use crate::run::{
+    Abort, BlockerId, CutId, Effect, End, Entry, Event, HoldId, Now, Reason, Record, Run, Timer,
+};
 use crate::session;
 use crate::snapshot_request::SnapshotRequest;
 
@@ -197,6 +199,7 @@ impl Attempt<'_> {
             }
             Effect::CheckCanary(hold) => self.check_canary(hold),
             Effect::ProbeStall(hold) => self.probe_stall(hold),
+            Effect::EndBlocker { hold, id } => self.end_blocker(hold, id),
             Effect::SendFreeze { hold, lease, acquire, within, not_after } => {
                 let text = |held: &RunHold, nonce: &Nonce| {
                     held.texts.freeze(&held.plan, nonce, lease, acquire, within)
@@ -324,6 +327,20 @@ impl Attempt<'_> {
         tokio::spawn(async move {
             let result = trial::stall(&*context.exec, &held).await;
             let _ = events.send(Event::StallProbed { hold: id, result });
+        });
+    }
+
+    fn end_blocker(&self, hold: HoldId, id: BlockerId) {
+        let Some(held) = self.held(hold).cloned() else { return };
+        let (context, events) = (self.context.clone(), self.events.clone());
+        tokio::spawn(async move {
+            warn!(
+                place = held.place(),
+                statement = id.as_str(),
+                "ending the statement in the way of the lock"
+            );
+            let result = trial::end_blocker(&*context.exec, &held, &id).await;
+            let _ = events.send(Event::BlockerEnded { hold, result });
         });
     }
 

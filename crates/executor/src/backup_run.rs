@@ -13,7 +13,7 @@ use stillpoint_api::policy::{BackupPolicy, RunBounds};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{info, warn};
 
-use crate::attempt;
+use crate::attempt::{self, Outcomes};
 use crate::context::{Context, bounded};
 use crate::happenings::Happenings;
 use crate::hold::Nonce;
@@ -21,9 +21,9 @@ use crate::journal::{Journal, JournalError};
 use crate::observer::RunLabels;
 use crate::ownership::templates_kept;
 use crate::ownership::workload::{self, Locks, WORKLOAD_BUSY};
-use crate::recovery::{Row, row};
+use crate::recovery::{Row, blocked_twice, row};
 use crate::resolve::{MAX_HOLDS, Refusal, Resolution, SNAPSHOT_IN_FLIGHT, ask, decide, observe, preflight};
-use crate::run::{Abort, End, Reason};
+use crate::run::{Abort, End, Reason, Record};
 
 /// Pause before another attempt: long enough for a pod to restart or a lock to clear.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(5);
@@ -167,7 +167,7 @@ impl BackupRun {
                 (journal.backup().clone(), journal.status())
             };
             if let Some(failure) = &last
-                && (!failure.may_pass || self.spent(&backup, &status, &bounds))
+                && (!failure.may_pass || blocked_twice(&status) || self.spent(&backup, &status, &bounds))
             {
                 return self.fail(failure.clone()).await;
             }
@@ -197,8 +197,9 @@ impl BackupRun {
                 self.labels.clone(),
                 self.stop.clone(),
             );
-            let end = carried.await.end;
+            let Outcomes { end, record } = carried.await;
             drop((window, permit));
+            self.tell_ended_blockers(&record).await;
             match end {
                 End::Thawed => {
                     self.release().await?;
@@ -223,6 +224,28 @@ impl BackupRun {
                     }
                     last = Some(why.into());
                 }
+            }
+        }
+    }
+
+    /// Somebody else's statement was ended: its owner must be able to find out by whom.
+    async fn tell_ended_blockers(&self, record: &Record) {
+        for hold in &record.holds {
+            for ended in &hold.ended_blockers {
+                let place = format!("{}/{}", hold.pod_name, hold.container);
+                let (reason, how) = match (&ended.failed, ended.answered) {
+                    (None, Some(_)) => ("BlockerEnded", "was ended".to_owned()),
+                    (Some(why), _) => ("BlockerNotEnded", format!("could not be ended ({why})")),
+                    (None, None) => {
+                        ("BlockerNotEnded", "was being ended; how that went is not known".to_owned())
+                    }
+                };
+                let note = format!(
+                    "freeze.onBlocked is KillBlocker: statement {} on {place}, which kept writers waiting behind a lock \
+                     that was not acquired, {how}; the stall probe said: {}",
+                    ended.id, ended.named_by
+                );
+                self.warn(reason, &note).await;
             }
         }
     }
@@ -337,7 +360,7 @@ impl BackupRun {
         for recipe in &resolution.recipes {
             templates_kept::keep(&self.context, &self.labels.namespace, recipe, &uid).await?;
         }
-        preflight::check(&self.context, &resolution, nonce.as_str()).await?;
+        resolution.plan.api_clock = preflight::check(&self.context, &resolution, nonce.as_str()).await?;
         resolution.plan.fence = self.context.ownership.fence().ok_or_else(|| {
             Refusal::may_pass(
                 "ClaimNotConfirmed",

@@ -6,6 +6,7 @@
 //! [`controller`] finds the Backups.
 
 pub mod api_client;
+pub mod api_clock;
 pub mod attempt;
 pub mod backup_run;
 pub mod cleanup;

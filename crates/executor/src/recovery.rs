@@ -5,6 +5,7 @@ use std::time::Duration;
 use stillpoint_api::backup::{BackupStatus, JournalEntry, JournalKind};
 
 use crate::ownership::Timing;
+use crate::run::Reason;
 
 /// The row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,25 @@ pub fn row(status: &BackupStatus, timing: &Timing) -> Row {
     }
 }
 
+/// Whether the last two attempts, one after the other, ended because a lock was not acquired: what is in the way of it stays
+/// there, and another try would only stop writers once more (docs/design/freeze.md §3).
+pub fn blocked_twice(status: &BackupStatus) -> bool {
+    let blocked = |entry: &JournalEntry| {
+        let named = |reason: Reason| entry.reason.as_deref() == Some(reason.as_str());
+        named(Reason::LockNotAcquired) || named(Reason::ApplicationLeftQuiesced)
+    };
+    let mut aborted = status.journal.iter().rev().filter(|entry| entry.entry == JournalKind::Aborted);
+    match (aborted.next(), aborted.next()) {
+        (Some(last), Some(before)) => {
+            blocked(last)
+                && blocked(before)
+                && last.attempt == status.attempt
+                && before.attempt + 1 == last.attempt
+        }
+        (Some(_) | None, _) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +113,36 @@ mod tests {
             })
             .collect();
         BackupStatus { attempt, journal, ..BackupStatus::default() }
+    }
+
+    fn gave_up(attempts: &[(u32, Reason)]) -> BackupStatus {
+        let entries: Vec<_> = attempts.iter().map(|(attempt, _)| (JournalKind::Aborted, *attempt)).collect();
+        let mut status = status(attempts.last().unwrap().0, &entries);
+        for (entry, (_, reason)) in status.journal.iter_mut().zip(attempts) {
+            entry.reason = Some(reason.as_str().to_owned());
+        }
+        status
+    }
+
+    #[test]
+    fn two_locks_in_a_row_that_were_not_acquired_end_the_slot() {
+        use Reason::{ApplicationLeftQuiesced, CutTimeout, LockNotAcquired};
+        for (attempts, ends) in [
+            (&[(1, LockNotAcquired)][..], false),
+            (&[(1, LockNotAcquired), (2, LockNotAcquired)], true),
+            (&[(1, LockNotAcquired), (2, ApplicationLeftQuiesced)], true),
+            (&[(1, LockNotAcquired), (2, CutTimeout)], false),
+            (&[(1, LockNotAcquired), (2, CutTimeout), (3, LockNotAcquired)], false),
+            (&[(1, CutTimeout), (2, LockNotAcquired), (3, LockNotAcquired)], true),
+            // Attempt 2 was refused before anything was frozen: not in a row.
+            (&[(1, LockNotAcquired), (3, LockNotAcquired)], false),
+            (&[(1, CutTimeout), (2, CutTimeout)], false),
+        ] {
+            assert_eq!(blocked_twice(&gave_up(attempts)), ends, "{attempts:?}");
+        }
+        let mut next = gave_up(&[(1, LockNotAcquired), (2, LockNotAcquired)]);
+        next.attempt = 3;
+        assert!(!blocked_twice(&next), "what failed last was refused");
     }
 
     #[test]

@@ -73,6 +73,10 @@ pub async fn rehearse(
     resolution.classes.clear();
     resolution.groups.clear();
     resolution.plan.fence = context.clock.mono() + FENCE;
+    for hold in &mut resolution.plan.holds {
+        // A rehearsal ends nobody's statement, whatever the policy allows a backup.
+        hold.end_blocker = false;
+    }
     let resolved = resolution.resolved.clone();
     let times = Arc::new(PrepareTimes::default());
     let context = Context { observer: Arc::clone(&times) as Arc<dyn RunObserver>, ..context.clone() };

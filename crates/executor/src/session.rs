@@ -174,7 +174,14 @@ pub fn explain(place: &str, how: &str, stderr: &str) -> Abort {
             "; the server did not accept the user over its socket: set the template's user parameter, or let that \
              user in locally",
         )
-    } else if has(&["lock wait timeout", "1205", "lock timeout", "canceling statement due to lock timeout"]) {
+    } else if has(&[
+        "lock wait timeout",
+        "1205",
+        "lock timeout",
+        "canceling statement due to lock timeout",
+        // MariaDB: the bound of the statement that waits for the lock.
+        "max_statement_time exceeded",
+    ]) {
         (Reason::LockNotAcquired, "; a long statement holds the lock: see the server's process list")
     } else if has(&[
         "could not connect",
@@ -225,6 +232,9 @@ mod tests {
     fn a_lock_that_was_refused_is_named_as_such() {
         let said = "ERROR 1205 (HY000) at line 4: Lock wait timeout exceeded; try restarting transaction";
         assert_eq!(explain("p/c", "it ended", said).reason, Reason::LockNotAcquired);
+        let bounded =
+            "ERROR 1969 (70100) at line 5: Query execution was interrupted (max_statement_time exceeded)";
+        assert_eq!(explain("p/c", "it ended", bounded).reason, Reason::LockNotAcquired);
     }
 
     #[test]

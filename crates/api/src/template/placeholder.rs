@@ -5,6 +5,9 @@
 /// Placeholders that are filled when a hold runs, not when a template is resolved.
 pub const RUN_TIME: [&str; 4] = ["n", "i", "lease", "acquireSeconds"];
 
+/// The placeholder of `stallProbe.endBlocker` alone: the ID of the statement to end.
+pub const BLOCKER: &str = "blocker";
+
 /// A part of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part<'a> {

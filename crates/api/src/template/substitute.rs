@@ -99,6 +99,9 @@ pub fn digest(recipe: &Recipe) -> String {
     Sha256::digest(canonical.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Where the one argv is that knows `{{blocker}}`.
+pub(crate) const END_BLOCKER: &str = "spec.stallProbe.endBlocker";
+
 /// Every argv of a recipe.
 pub(crate) fn arguments(recipe: &Recipe) -> Vec<(String, &Vec<String>)> {
     let mut all = Vec::new();
@@ -119,6 +122,7 @@ pub(crate) fn arguments(recipe: &Recipe) -> Vec<(String, &Vec<String>)> {
             all.push(("spec.freeze.commands.freeze".to_owned(), &commands.freeze));
             all.push(("spec.freeze.commands.thaw".to_owned(), &commands.thaw));
             all.push(("spec.freeze.commands.probe".to_owned(), &commands.probe));
+            all.push(("spec.freeze.commands.barrier".to_owned(), &commands.barrier));
         }
         Some(Freeze::None {}) | None => {}
     }
@@ -130,6 +134,7 @@ pub(crate) fn arguments(recipe: &Recipe) -> Vec<(String, &Vec<String>)> {
     }
     if let Some(probe) = &recipe.stall_probe {
         all.push(("spec.stallProbe.command".to_owned(), &probe.command));
+        all.push((END_BLOCKER.to_owned(), &probe.end_blocker));
     }
     if let Some(recover) = &recipe.recover {
         all.push(("spec.recover.command".to_owned(), &recover.command));
@@ -153,13 +158,14 @@ fn arguments_mut(recipe: &mut Recipe) -> Vec<&mut Vec<String>> {
     match recipe.freeze.as_mut() {
         Some(Freeze::Session(session)) => all.push(&mut session.command),
         Some(Freeze::Commands(commands)) => {
-            all.extend([&mut commands.freeze, &mut commands.thaw, &mut commands.probe]);
+            let both = [&mut commands.freeze, &mut commands.thaw];
+            all.extend(both.into_iter().chain([&mut commands.probe, &mut commands.barrier]));
         }
         Some(Freeze::None {}) | None => {}
     }
     all.extend(recipe.pre_hook.as_mut().map(|hook| &mut hook.command));
     all.extend(recipe.post_hook.as_mut().map(|hook| &mut hook.command));
-    all.extend(recipe.stall_probe.as_mut().map(|probe| &mut probe.command));
+    all.extend(recipe.stall_probe.iter_mut().flat_map(|probe| [&mut probe.command, &mut probe.end_blocker]));
     all.extend(recipe.recover.iter_mut().flat_map(|recover| [&mut recover.command, &mut recover.probe]));
     all.extend(recipe.checks.iter_mut().map(|check| &mut check.command));
     all.extend(recipe.after_restore.iter_mut().map(|step| &mut step.command));

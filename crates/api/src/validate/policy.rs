@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Finding;
 use super::application::applications;
 use crate::policy::{
-    BackupPolicy, FreezeBounds, Objectives, OnBlocked, OnNamespaceDelete, Retention, RunBounds, Schedule,
+    BackupPolicy, FreezeBounds, Objectives, OnNamespaceDelete, Retention, RunBounds, Schedule,
     SnapshotOptions,
 };
 
@@ -103,14 +103,6 @@ pub(super) fn freeze(bounds: &FreezeBounds, path: &str) -> Vec<Finding> {
             "AcquireTooShort",
             "a lock may take less than 1s, and servers count lock timeouts in whole seconds: write at least 1s",
         ));
-    }
-    match bounds.on_blocked {
-        OnBlocked::Report => {}
-        OnBlocked::KillBlocker => found.push(Finding::not_yet(
-            format!("{path}.onBlocked"),
-            "killing the statement in the way",
-            "leave it out; the failure names that statement",
-        )),
     }
     found
 }
@@ -223,7 +215,6 @@ mod tests {
             ("/objectives", json!({"rto": "15m"}), "spec.objectives.rto"),
             ("/applications/0/whenNoPods", json!("Skip"), "spec.applications[db].whenNoPods"),
             ("/applications/0/whenNoPods", json!("Snapshot"), "spec.applications[db].whenNoPods"),
-            ("/freeze", json!({"onBlocked": "KillBlocker"}), "spec.freeze.onBlocked"),
             ("/snapshot", json!({"onNamespaceDelete": "Delete"}), "spec.snapshot.onNamespaceDelete"),
             ("/retention", json!({"daily": 7}), "spec.retention.daily"),
             ("/retention", json!({"within": "1d"}), "spec.retention.within"),
@@ -249,6 +240,7 @@ mod tests {
             json!({"maxHold": "5s"}),
             json!({"maxHold": "5m", "acquireTimeout": "4m"}),
             json!({"maxHold": "10s", "acquireTimeout": "6999ms"}),
+            json!({"onBlocked": "KillBlocker"}),
             json!({}),
         ] {
             assert_eq!(rules("/freeze", value.clone()), [], "{value}");

@@ -1,5 +1,6 @@
 //! What a hook template must be: it ends what it begins, says what it prints, and waits for nothing without a bound.
 
+mod barrier;
 mod session;
 mod stages;
 #[cfg(test)]
@@ -9,8 +10,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Finding;
-use crate::template::placeholder::{self, Part, RUN_TIME};
+use crate::template::placeholder::{self, BLOCKER, Part, RUN_TIME};
 use crate::template::{self, Freeze, ParameterType, Recipe};
+use barrier::barrier;
 use session::{printed, session};
 use stages::{stages, volume_roles};
 
@@ -27,6 +29,8 @@ pub fn recipe(recipe: &Recipe, kind: &str, name: &str) -> Vec<Finding> {
     }
     found.extend(volume_roles(recipe));
     found.extend(commands_print_nothing(recipe));
+    found.extend(barrier(recipe));
+    found.extend(end_blocker(recipe));
     found.extend(parameters(recipe));
     found.extend(placeholders(recipe));
     found.extend(role(recipe));
@@ -192,7 +196,10 @@ fn commands_print_nothing(recipe: &Recipe) -> Vec<Finding> {
     if !matches!(recipe.freeze, Some(Freeze::Commands(_))) && recipe.pre_hook.is_none() {
         return Vec::new();
     }
-    let settings = recipe.crash_safe.as_ref().is_some_and(|safe| !safe.settings.is_empty());
+    // What a barrier makes up for need not be known.
+    let settings = recipe.crash_safe.as_ref().is_some_and(|safe| {
+        safe.settings.iter().any(|setting| !setting.or_barrier || setting.when.is_some())
+    });
     [
         (!recipe.evidence.is_empty(), "spec.evidence"),
         (!recipe.data_paths.is_empty(), "spec.dataPaths"),
@@ -208,6 +215,33 @@ fn commands_print_nothing(recipe: &Recipe) -> Vec<Finding> {
         )
     })
     .collect()
+}
+
+/// The command that ends a statement names it, and is one that does something.
+fn end_blocker(recipe: &Recipe) -> Vec<Finding> {
+    let Some(probe) = recipe.stall_probe.as_ref().filter(|probe| !probe.end_blocker.is_empty()) else {
+        return Vec::new();
+    };
+    let named = probe.end_blocker.iter().flat_map(|argument| placeholder::names(argument));
+    if probe
+        .end_blocker
+        .first()
+        .is_some_and(|program| placeholder::names(program).any(|name| name == BLOCKER))
+    {
+        return vec![Finding::new(
+            template::END_BLOCKER,
+            "BlockerIsNoProgram",
+            "{{blocker}} stands where the program is named: what a server prints must not choose a program",
+        )];
+    }
+    if named.filter(|name| *name == BLOCKER).count() == 0 {
+        return vec![Finding::new(
+            template::END_BLOCKER,
+            "BlockerNotNamed",
+            "the command does not say which statement it ends: use {{blocker}}, the ID that the stall probe prints",
+        )];
+    }
+    Vec::new()
 }
 
 fn parameters(recipe: &Recipe) -> Vec<Finding> {
@@ -227,11 +261,11 @@ fn parameters(recipe: &Recipe) -> Vec<Finding> {
                 "a parameter's name is letters and digits and begins with a small letter",
             ));
         }
-        if RUN_TIME.contains(&parameter.name.as_str()) {
+        if RUN_TIME.contains(&parameter.name.as_str()) || parameter.name == BLOCKER {
             found.push(Finding::new(
                 &path,
                 "ReservedParameter",
-                "n, i, lease and acquireSeconds are filled when the hold runs: choose another name",
+                "n, i, lease, acquireSeconds and blocker are filled when the hold runs: choose another name",
             ));
         }
         if (parameter.type_ == ParameterType::Enum) == parameter.enum_.is_empty() {
@@ -266,7 +300,8 @@ fn placeholders(recipe: &Recipe) -> Vec<Finding> {
     let parameter = |name: &str| recipe.parameters.iter().find(|parameter| parameter.name == name);
     for (path, argv) in template::arguments(recipe) {
         for name in argv.iter().flat_map(|argument| placeholder::names(argument)) {
-            if parameter(name).is_none() {
+            let blocker = name == BLOCKER && path == template::END_BLOCKER;
+            if parameter(name).is_none() && !blocker {
                 found.push(Finding::new(
                     &path,
                     "UnknownParameter",

@@ -48,7 +48,15 @@ enum Probed {
     Unknown(String),
 }
 
-type Freezing = BoxFuture<'static, Result<OneShot, ExecError>>;
+type Running = BoxFuture<'static, Result<OneShot, ExecError>>;
+
+/// How the freeze command ended, and the barrier after it where there is one and the freeze succeeded.
+struct Froze {
+    freeze: Result<OneShot, ExecError>,
+    barrier: Option<Result<OneShot, ExecError>>,
+}
+
+type Freezing = BoxFuture<'static, Froze>;
 
 impl Direct {
     async fn hold(self, mut side: StreamSide) {
@@ -120,7 +128,7 @@ impl Direct {
                     }
                     *started = true;
                     let within = Duration::from_secs(seconds.parse().unwrap_or(1));
-                    *freezing = Some(self.run(&self.commands.freeze, within));
+                    *freezing = Some(self.freeze(within));
                 }
                 ["beat", _, index] => {
                     let stands = freezing.is_none()
@@ -146,8 +154,39 @@ impl Direct {
         Obeyed::Goes
     }
 
-    fn froze(&self, side: &mut StreamSide, done: Result<OneShot, ExecError>) {
-        match done {
+    /// Runs the freeze command, and the barrier when it succeeded, both within one bound.
+    fn freeze(&self, within: Duration) -> Freezing {
+        let clock = self.exec.clock();
+        let by = clock.mono() + within;
+        let freeze = self.run(&self.commands.freeze, within);
+        let (exec, barrier) = (Arc::clone(&self.exec), self.commands.barrier.clone());
+        let target = ExecTarget { argv: barrier, ..self.target.clone() };
+        Box::pin(async move {
+            let freeze = freeze.await;
+            let froze = matches!(&freeze, Ok(done) if done.outcome == Outcome::Exited(0));
+            let barrier = if froze && !target.argv.is_empty() {
+                Some(run_once(&*exec, &target, None, by.since(clock.mono())).await)
+            } else {
+                None
+            };
+            Froze { freeze, barrier }
+        })
+    }
+
+    fn froze(&self, side: &mut StreamSide, done: Froze) {
+        match done.barrier {
+            None => {}
+            Some(Ok(OneShot { outcome: Outcome::Exited(0), .. })) => {
+                self.say(side, "EVIDENCE", "barrier=command")
+            }
+            Some(Ok(OneShot { outcome: Outcome::Exited(code), .. })) => {
+                self.say(side, "EVIDENCE", &format!("barrier_failed={code}"));
+            }
+            Some(Ok(OneShot { outcome: Outcome::Failed(_) | Outcome::Unknown(_), .. }) | Err(_)) => {
+                self.say(side, "EVIDENCE", "barrier_failed=unknown");
+            }
+        }
+        match done.freeze {
             Ok(OneShot { outcome: Outcome::Exited(0), .. }) => {
                 self.say(side, "FROZEN", &format!("0 {}", self.identity()));
             }
@@ -214,7 +253,7 @@ impl Direct {
         }
     }
 
-    fn run(&self, argv: &[String], within: Duration) -> Freezing {
+    fn run(&self, argv: &[String], within: Duration) -> Running {
         let (exec, target) =
             (Arc::clone(&self.exec), ExecTarget { argv: argv.to_vec(), ..self.target.clone() });
         Box::pin(async move { run_once(&*exec, &target, None, within).await })
@@ -247,7 +286,7 @@ enum Obeyed {
     Over,
 }
 
-async fn ended(freezing: &mut Option<Freezing>) -> Result<OneShot, ExecError> {
+async fn ended(freezing: &mut Option<Freezing>) -> Froze {
     match freezing {
         Some(running) => running.await,
         None => std::future::pending().await,

@@ -18,6 +18,7 @@ struct Container {
     failing_thaws: Mutex<u32>,
     frozen_before: bool,
     hanging_freeze: bool,
+    failing_barrier: bool,
 }
 
 impl Container {
@@ -47,6 +48,7 @@ impl Exec for Container {
                 *self.failing_thaws.lock().unwrap() -= 1;
                 7
             }
+            "barrier" if self.failing_barrier => 5,
             _ => 0,
         };
         if code == 0 && word != "probe" {
@@ -66,8 +68,13 @@ impl Exec for Container {
 }
 
 fn hold(container: &Arc<Container>, probe: bool) -> ExecHandle {
+    hold_with(container, probe, false)
+}
+
+fn hold_with(container: &Arc<Container>, probe: bool, barrier: bool) -> ExecHandle {
     let word = |word: &str| vec![word.to_owned()];
     let commands = Commands {
+        barrier: if barrier { word("barrier") } else { Vec::new() },
         freeze: word("freeze"),
         thaw: word("thaw"),
         probe: if probe { word("probe") } else { Vec::new() },
@@ -152,4 +159,20 @@ async fn a_freeze_that_hangs_is_thawed_when_told_and_at_the_deadline() {
     handle.sender.send(format!("beat {NONCE} 1\nthaw {NONCE}\n")).unwrap();
     assert_eq!(line(&mut handle).await.unwrap(), format!("THAWED {NONCE}"), "and no HELD");
     assert_eq!(container.log(), ["freeze", "thaw"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_barrier_is_told_between_the_freeze_and_frozen() {
+    for failing_barrier in [false, true] {
+        let container = Arc::new(Container { failing_barrier, ..Container::default() });
+        let mut handle = hold_with(&container, false, true);
+        line(&mut handle).await.unwrap();
+        handle.sender.send(format!("freeze {NONCE} 30\n")).unwrap();
+        let told = if failing_barrier { "barrier_failed=5" } else { "barrier=command" };
+        assert_eq!(line(&mut handle).await.unwrap(), format!("EVIDENCE {NONCE} {told}"));
+        assert!(line(&mut handle).await.unwrap().starts_with("FROZEN "), "the freeze stands");
+        handle.sender.send(format!("thaw {NONCE}\n")).unwrap();
+        assert_eq!(line(&mut handle).await.unwrap(), format!("THAWED {NONCE}"));
+        assert_eq!(container.log().len(), if failing_barrier { 2 } else { 3 }, "{:?}", container.log());
+    }
 }

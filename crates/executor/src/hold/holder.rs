@@ -14,7 +14,7 @@ const SCRIPT: &str = include_str!("holder.sh");
 ///
 /// The commands are passed as counted words: nothing is quoted, and no word can be taken for another's.
 pub fn argv(nonce: &Nonce, commands: &Commands) -> Vec<String> {
-    let lists = [&commands.freeze, &commands.thaw, &commands.probe];
+    let lists = [&commands.freeze, &commands.thaw, &commands.probe, &commands.barrier];
     let mut argv = vec!["sh".to_owned(), "-c".to_owned(), script(), "holder".to_owned(), nonce.to_string()];
     argv.extend(lists.iter().map(|list| list.len().to_string()));
     argv.extend(lists.into_iter().flatten().cloned());
@@ -39,7 +39,7 @@ mod tests {
         let commands =
             Commands { freeze: words(&["a", "-x", ""]), thaw: words(&["b c"]), ..Commands::default() };
         let argv = argv(&nonce, &commands);
-        assert_eq!(argv[3..], ["holder", "k3v9k3v9k3v9k3v9", "3", "1", "0", "a", "-x", "", "b c"]);
+        assert_eq!(argv[3..], ["holder", "k3v9k3v9k3v9k3v9", "3", "1", "0", "0", "a", "-x", "", "b c"]);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 # The holder: two commands as one held process (docs/design/freeze.md §2.2).
-#   holder NONCE FREEZE THAW PROBE WORD...   the counts of words of the three commands, then the words themselves
+#   holder NONCE FREEZE THAW PROBE BARRIER WORD...   the counts of words of the four commands, then the words themselves
 # stdin: `freeze n SECONDS`, `beat n i`, `thaw n`. stdout: READY, FROZEN, HELD, EVIDENCE, THAWED, THAWFAILED, EXPIRED.
 # Two shells hold. The reader (this one) takes lines and answers beats. The keeper, its child, runs the freeze, and
 # thaws when it is told to, when the reader's input ends, when the reader is gone, or at the deadline. Either goes on
 # alone. POSIX only: no `read -t`, no job control, and nothing that needs a file (a here-document does in some shells).
-n=$1 cf=$2 ct=$3 cp=$4
-shift 4
+n=$1 cf=$2 ct=$3 cp=$4 cb=$5
+shift 5
 k= p= s= idle= asked= ended= wake= late= cut=
 # Broken pipes must not end a thaw. Our own stderr is dropped, for shells report each child that they lose; 3 is the
 # real one, for the freeze command's words and for ours.
@@ -13,6 +13,7 @@ trap '' PIPE
 exec 3>&2 2>/dev/null
 
 say() { printf '%s\n' "$*"; }
+tell() { say "EVIDENCE $n $1"; }
 fail() { say "ERROR: $*" >&3; quit 3; }
 # A shell that traps a signal makes its children lose it until they have a trap of their own. So no parent traps what
 # its child is sent (reader: TERM, HUP; keeper: USR1, USR2; freeze, timers: TERM), and a sleep is killed.
@@ -60,12 +61,13 @@ over() {
     done
 }
 
-# Becomes command $1: freeze, thaw or probe. The others are its neighbours among the words.
+# Becomes command $1: freeze, thaw, probe or barrier. The others are its neighbours among the words.
 run() {
     case $1 in
     freeze) o=0 c=$cf ;;
     thaw) o=$cf c=$ct ;;
     probe) o=$((cf + ct)) c=$cp ;;
+    barrier) o=$((cf + ct + cp)) c=$cb ;;
     esac
     shift
     shift "$o"
@@ -123,32 +125,39 @@ foreign() {
     probed "$@"
     case $? in
     0)
-        say "EVIDENCE $n foreign_freeze=1"
+        tell foreign_freeze=1
         quit 0
         ;;
-    2) fail "the probe cannot be run, or did not answer within 5 s" ;;
+    2) fail "the probe gave no answer in 5 s" ;;
     esac
 }
 
-# The freeze command and its answer.
+# The freeze command, the barrier after it where there is one, and their answers. A barrier that failed makes nothing durable
+# and is told as such; the freeze stands all the same.
 freezing() {
     q= stop=
     trap 'stop=1; [ -z "$q" ] || slay "$q"' TERM
-    (run freeze "$@") >&3 2>&3 3>&- &
-    q=$!
-    [ -z "$stop" ] || slay "$q"
-    wait "$q"
-    r=$?
-    if [ -n "$stop" ]; then
-        until over "$q"; do :; done
-        exit 1
-    fi
-    if [ "$r" -eq 0 ]; then
+    for w in freeze barrier; do
+        (run $w "$@") >&3 2>&3 3>&- &
+        q=$!
+        [ -z "$stop" ] || slay "$q"
+        wait "$q"
+        r=$?
+        if [ -n "$stop" ]; then
+            until over "$q"; do :; done
+            exit 1
+        fi
+        case $w$r in
+        freeze0) [ "$cb" = 0 ] || continue ;;
+        barrier0) tell barrier=command ;;
+        *)
+            tell "${w}_failed=$r"
+            [ $w = barrier ] || exit $r
+            ;;
+        esac
         say "FROZEN $n 0 $who"
-    else
-        say "EVIDENCE $n freeze_failed=$r"
-    fi
-    exit "$r"
+        exit 0
+    done
 }
 
 # Ends an unfinished freeze; fails while it is still there.
@@ -166,7 +175,7 @@ undo() {
         left=$?
         bounded 5 thaw "$@" && [ "$left" -eq 0 ] && return
         if [ -n "$asked" ]; then
-            say "EVIDENCE $n thaw_failed=$r"
+            tell "thaw_failed=$r"
             say "THAWFAILED $n"
         fi
         pause
@@ -237,7 +246,7 @@ release() {
     exit 3
 }
 
-command -v sleep >/dev/null || fail "the container has no program sleep, without which nothing has a deadline"
+command -v sleep >/dev/null || fail "no program sleep, so no deadline"
 host=
 read -r host </proc/sys/kernel/hostname || host=$(hostname)
 who="pid=$$ host=${host:-unknown}"

@@ -1,18 +1,22 @@
-//! What is tried beside a hold: whether its client stops at its first error, and whether anybody is stuck behind a lock
-//! that was not acquired. Neither touches the hold's own session.
+//! What is done beside a hold: whether its client stops at its first error is tried, whether anybody is stuck behind a lock
+//! that was not acquired is asked, and a statement that the answer names is ended. None of it touches the hold's own
+//! session.
 
 use std::time::Duration;
 
 use super::{HoldLine, HoldTexts, Nonce, Parsed};
 use crate::exec::{Exec, ExecTarget, Outcome, Unknown, run_once};
 use crate::resolve::RunHold;
-use crate::run::{Abort, Reason, Stall};
+use crate::run::{Abort, BlockerId, Reason, Stall};
 use crate::session;
+use stillpoint_api::template::placeholder::{self, BLOCKER};
 
 /// A client that was told to fail ends at once; logging in takes its time.
 const CANARY_WITHIN: Duration = Duration::from_secs(10);
 /// A stall probe is asked every second and must not pile up.
 const STALL_WITHIN: Duration = Duration::from_secs(2);
+/// Ending a statement is one request to the server; a statement that takes longer to give up is seen by the next look.
+const END_WITHIN: Duration = Duration::from_secs(2);
 /// How much of a blocker's name is kept.
 const MAX_BLOCKER: usize = 200;
 
@@ -70,16 +74,47 @@ pub async fn stall(exec: &dyn Exec, held: &RunHold) -> Stall {
     }
 }
 
+/// The line of a stall probe that says who is stuck; `None`: nobody is, for it printed nothing, or `none`.
+pub fn stuck(stdout: &str) -> Option<&str> {
+    let first = stdout.lines().map(str::trim).find(|line| !line.is_empty());
+    first.filter(|line| !line.eq_ignore_ascii_case("none"))
+}
+
 /// What the output of a stall probe means.
 fn said(stdout: &str) -> Stall {
-    let first = stdout.lines().map(str::trim).find(|line| !line.is_empty());
-    match first {
-        None => Stall::Clear,
-        Some(word) if word.eq_ignore_ascii_case("none") => Stall::Clear,
-        Some(by) => {
-            let by = by.chars().filter(|character| !character.is_control()).take(MAX_BLOCKER).collect();
-            Stall::Blocked { by }
+    let Some(line) = stuck(stdout) else { return Stall::Clear };
+    let by = line.chars().filter(|character| !character.is_control()).take(MAX_BLOCKER).collect();
+    Stall::Blocked { by, id: named(line) }
+}
+
+/// The statement that a line names as `blocker=ID`. Two of them name none: exactly one may be ended.
+fn named(line: &str) -> Option<BlockerId> {
+    let mut ids = line.split_whitespace().filter_map(|word| word.strip_prefix("blocker="));
+    let id = BlockerId::parse(ids.next()?)?;
+    ids.next().is_none().then_some(id)
+}
+
+/// Ends one statement by the template's `stallProbe.endBlocker` (docs/design/freeze.md §3): `{{blocker}}` becomes its ID,
+/// and nothing else does.
+///
+/// # Errors
+/// Why the statement may go on.
+pub async fn end_blocker(exec: &dyn Exec, held: &RunHold, id: &BlockerId) -> Result<(), String> {
+    let argv = held.end_blocker.iter().map(|argument| {
+        placeholder::replace(argument, |name| (name == BLOCKER).then(|| id.as_str().to_owned()))
+    });
+    let target = ExecTarget { argv: argv.collect(), stdin: false, ..held.target.clone() };
+    match run_once(exec, &target, None, END_WITHIN).await {
+        Ok(done) if done.outcome == Outcome::Exited(0) => Ok(()),
+        Ok(done) => {
+            let how = match &done.outcome {
+                Outcome::Exited(code) => format!("it ended with code {code}"),
+                Outcome::Failed(_) => "it could not be run".to_owned(),
+                Outcome::Unknown(_) => format!("it did not answer within {END_WITHIN:?}"),
+            };
+            Err(session::explain(&held.place(), &how, &done.stderr).message)
         }
+        Err(error) => Err(session::refused(&target, &error).message),
     }
 }
 
@@ -92,8 +127,38 @@ mod tests {
         for clear in ["", "\n \n", "none\n", "None"] {
             assert_eq!(said(clear), Stall::Clear, "{clear:?}");
         }
-        assert_eq!(said("\n41 root\tSELECT\n42\n"), Stall::Blocked { by: "41 rootSELECT".into() });
-        let Stall::Blocked { by } = said(&"x".repeat(5000)) else { unreachable!() };
+        assert_eq!(said("\n41 root\tSELECT\n42\n"), Stall::Blocked { by: "41 rootSELECT".into(), id: None });
+        let Stall::Blocked { by, .. } = said(&"x".repeat(5000)) else { unreachable!() };
         assert_eq!(by.len(), MAX_BLOCKER);
+    }
+
+    #[test]
+    fn a_statement_is_named_by_one_word_that_can_be_nothing_else() {
+        let id = |line: &str| match said(line) {
+            Stall::Blocked { id, .. } => id.map(|id| id.as_str().to_owned()),
+            Stall::Clear | Stall::Unknown { .. } => panic!("{line}"),
+        };
+        assert_eq!(id("2 wait, blocker=236 is the statement of session 92\n"), Some("236".to_owned()));
+        assert_eq!(id("blocker=a_B.7:c-9"), Some("a_B.7:c-9".to_owned()));
+        let longest = "x".repeat(64);
+        assert_eq!(id(&format!("blocker={longest}")), Some(longest.clone()));
+        for none in [
+            "session 92 is in the way",
+            "blocker=",
+            "blocker=41;",
+            "blocker=41'--",
+            "blocker=-41",
+            "blocker={{n}}",
+            "blocker=$(reboot)",
+            "blocker=é",
+            "Blocker=41",
+            "the_blocker=41",
+            "blocker=41 blocker=42",
+            "blocker=41 blocker=41",
+            &format!("blocker={longest}x"),
+            "somebody waits\nblocker=41",
+        ] {
+            assert_eq!(id(none), None, "{none}");
+        }
     }
 }

@@ -21,6 +21,7 @@ use super::templates_kept::{self, KeptError};
 use crate::context::{Context, bounded};
 use crate::exec::{ExecTarget, OneShot, Outcome, run_once};
 use crate::happenings::Happenings;
+use crate::hold::trial;
 use crate::journal::{Journal, JournalError};
 use crate::observer::RunLabels;
 
@@ -121,12 +122,6 @@ pub fn answer(outcome: &Outcome) -> Answer {
         Outcome::Exited(code) => Answer::No(*code),
         Outcome::Failed(_) | Outcome::Unknown(_) => Answer::Unknown(format!("{outcome:?}")),
     }
-}
-
-/// What a stall probe prints when nobody is stuck: nothing, or `none`.
-fn nobody_is_stuck(stdout: &str) -> bool {
-    let first = stdout.lines().map(str::trim).find(|line| !line.is_empty());
-    first.is_none_or(|line| line.eq_ignore_ascii_case("none"))
 }
 
 /// Nonces of holds that count as frozen when a run is found in its window: every one that locks.
@@ -277,7 +272,7 @@ impl Quiesce<'_> {
                 Ok(done) if done.outcome != Outcome::Exited(0) => {
                     Try::NotYet(format!("its stall probe gave no answer ({:?})", done.outcome))
                 }
-                Ok(done) if nobody_is_stuck(&done.stdout) => {
+                Ok(done) if trial::stuck(&done.stdout).is_none() => {
                     Try::Proven("nobody is stuck behind its lock".to_owned())
                 }
                 Ok(_) => Try::NotYet("writers are stuck behind the lock that it asked for".to_owned()),
@@ -454,7 +449,6 @@ mod tests {
         assert_eq!(asked, Undo::AskStuck { probe: vec!["s".to_owned()] });
         let frozen = HoldEvidence { frozen: Some(Default::default()), ..HoldEvidence::default() };
         assert_eq!(undo(&frozen, HoldKind::Session, Some(&recipe)), Undo::EndsWithLease);
-        assert!(nobody_is_stuck("\n none\n") && nobody_is_stuck("") && !nobody_is_stuck("41 SELECT\n"));
     }
 
     #[test]

@@ -8,10 +8,11 @@ use stillpoint_api::backup::{Backup, Trigger};
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{HoldKind, Resolved, ResolvedApplication};
 use stillpoint_api::policy::{
-    BackupPolicySpec, Continuity, FreezeBounds, Requirement, RunBounds, SnapshotOptions, TemplateRef,
+    BackupPolicySpec, Continuity, FreezeBounds, OnBlocked, Requirement, RunBounds, SnapshotOptions,
+    TemplateRef,
 };
 use stillpoint_api::snapshot::VolumeSnapshotClass;
-use stillpoint_api::template::{Freeze, Recipe, digest, substitute};
+use stillpoint_api::template::{Freeze, Recipe, StallProbe, digest, substitute};
 
 use super::choose::PodRule;
 use super::groups::{self, GroupOptions};
@@ -121,6 +122,7 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
             members: Vec::new(),
             cuts: Vec::new(),
             fence: Mono::from_origin(Duration::MAX),
+            api_clock: None,
         },
         prepares: Vec::new(),
         holds: Vec::new(),
@@ -314,6 +316,7 @@ impl Picked<'_> {
         into: &mut Resolution,
     ) -> Result<(), Refusal> {
         let hold = hold_kind(&self.recipe);
+        self.blockers_can_be_ended(hold)?;
         let mut members = self.members(index, owners)?;
         let stages = self.stage(&mut members)?;
         into.resolved.applications.push(self.resolved(hold, stages));
@@ -386,6 +389,27 @@ impl Picked<'_> {
         }
     }
 
+    /// What the policy asks to be ended, the template must know how to end. Who locks nothing is never blocked.
+    fn blockers_can_be_ended(&self, hold: HoldKind) -> Result<(), Refusal> {
+        match self.one.options.freeze.on_blocked {
+            OnBlocked::Report => return Ok(()),
+            OnBlocked::KillBlocker => {}
+        }
+        let can = self.recipe.stall_probe.as_ref().is_some_and(|probe| !probe.end_blocker.is_empty());
+        if can || !hold.locks() {
+            return Ok(());
+        }
+        Err(Refusal::stands(
+            "CannotEndBlocker",
+            format!(
+                "application {}: freeze.onBlocked is KillBlocker, and template {} does not say how to end a statement: \
+                 write its stallProbe.endBlocker, or remove onBlocked",
+                self.name(),
+                self.reference.name
+            ),
+        ))
+    }
+
     /// A freeze that outlasts the liveness probe would end in a restart.
     fn probes_tolerate(&self, container: &Container, hold: HoldKind) -> Result<(), Refusal> {
         let (true, Some(probe)) = (hold.locks(), container.liveness_probe.as_ref()) else { return Ok(()) };
@@ -422,8 +446,9 @@ impl Picked<'_> {
     }
 
     fn hold(&self, held: &HeldPod<'_>, how: HoldRecipe, members: &[Planned], nonce: &Nonce) -> RunHold {
-        let stall_probe =
-            self.recipe.stall_probe.as_ref().map(|probe| probe.command.clone()).unwrap_or_default();
+        let StallProbe { command: stall_probe, end_blocker } =
+            self.recipe.stall_probe.clone().unwrap_or_default();
+        let may_end = self.one.options.freeze.on_blocked == OnBlocked::KillBlocker;
         let uid = held.pod.uid().unwrap_or_default();
         let mount_paths: Vec<String> =
             members.iter().flat_map(|planned| planned.member.mounted_in(&uid).to_vec()).collect();
@@ -442,6 +467,7 @@ impl Picked<'_> {
                 stages: 1,
                 canary: how.canary,
                 stall_probe: !stall_probe.is_empty(),
+                end_blocker: may_end && !end_blocker.is_empty(),
                 local: how.local,
                 data_paths: self.recipe.data_paths.clone(),
                 foreign_mounts: foreign_mounts(held.container, &mount_paths),
@@ -450,6 +476,7 @@ impl Picked<'_> {
             target: self.target(held, how.argv, true),
             texts: how.texts,
             stall_probe,
+            end_blocker,
             nonce: nonce.clone(),
             facts: self.recipe.evidence.len(),
         }

@@ -334,6 +334,7 @@ mod tests {
             cuts: (0..members.len()).map(|index| CutPlan::single(MemberId(index))).collect(),
             members,
             fence: Mono::default(),
+            api_clock: None,
         }
     }
 

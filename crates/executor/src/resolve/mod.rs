@@ -101,6 +101,8 @@ pub struct RunHold {
     pub texts: HoldTexts,
     /// Argv of the template's stall probe; empty: it has none.
     pub stall_probe: Vec<String>,
+    /// Argv that ends the statement `{{blocker}}`; empty: the template has none.
+    pub end_blocker: Vec<String>,
     /// Only lines with it count.
     pub nonce: Nonce,
     /// How many facts its template says that it tells.

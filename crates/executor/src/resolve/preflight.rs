@@ -8,9 +8,10 @@ use stillpoint_api::backup::GROUP_LABEL;
 use tracing::warn;
 
 use super::{Refusal, Resolution};
+use crate::api_clock;
 use crate::context::Context;
 use crate::group_labels;
-use crate::run::CutId;
+use crate::run::{ApiClockReading, CutId};
 use crate::snapshot_request::SnapshotRequest;
 
 /// How long the watch may take to show the present state.
@@ -20,11 +21,16 @@ const WATCH_PATIENCE: Duration = Duration::from_secs(15);
 /// watches are open.
 ///
 /// It finds missing rights, quota, admission and schema errors while nothing is frozen, and it leaves one warm
-/// connection per member for the real requests (docs/design/freeze.md §1).
+/// connection per member for the real requests (docs/design/freeze.md §1). Beside them the API server's clock is read,
+/// for rule 6.
 ///
 /// # Errors
 /// The first request that would have failed inside the window.
-pub async fn check(context: &Context, resolution: &Resolution, nonce: &str) -> Result<(), Refusal> {
+pub async fn check(
+    context: &Context,
+    resolution: &Resolution,
+    nonce: &str,
+) -> Result<Option<ApiClockReading>, Refusal> {
     if !context.contents.listed(WATCH_PATIENCE).await {
         return Err(Refusal::may_pass(
             "SnapshotWatchClosed",
@@ -34,7 +40,11 @@ pub async fn check(context: &Context, resolution: &Resolution, nonce: &str) -> R
     }
     let labelled = label_groups(context, resolution).await;
     let checked = match labelled {
-        Ok(()) => rehearse(context, resolution, nonce).await,
+        Ok(()) => {
+            let clock = api_clock::read(&context.client, &*context.clock);
+            let (rehearsed, clock) = tokio::join!(rehearse(context, resolution, nonce), clock);
+            rehearsed.map(|()| clock)
+        }
         Err(refusal) => Err(refusal),
     };
     if checked.is_err() && !resolution.groups.is_empty() {

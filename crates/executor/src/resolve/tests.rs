@@ -412,3 +412,22 @@ fn a_policy_that_is_not_accepted_is_not_run_by_hand_either() {
     world.policy["spec"]["applications"][0]["whenNoPods"] = json!("Skip");
     world.refused("PolicyNotAccepted", "not supported yet");
 }
+
+#[test]
+fn ending_what_blocks_is_refused_where_the_template_cannot() {
+    let mut world = World::new();
+    world.policy["spec"]["freeze"] = json!({"onBlocked": "KillBlocker"});
+    world.refused("CannotEndBlocker", "stallProbe.endBlocker");
+    world.recipe["stallProbe"] = json!({"command": ["who"]});
+    world.refused("CannotEndBlocker", "application db");
+    world.recipe["stallProbe"]["endBlocker"] = json!(["client", "KILL {{blocker}}"]);
+    let resolution = world.decide().unwrap();
+    assert!(resolution.plan.holds[0].end_blocker);
+    assert_eq!(resolution.holds[0].end_blocker, ["client", "KILL {{blocker}}"]);
+    world.policy["spec"]["freeze"] = json!({});
+    assert!(!world.decide().unwrap().plan.holds[0].end_blocker, "the default is to report");
+    // Who locks nothing is never blocked.
+    world.recipe = json!({"freeze": {"none": {}}, "crashSafe": {"source": "documented"}});
+    world.policy["spec"]["freeze"] = json!({"onBlocked": "KillBlocker"});
+    assert!(world.decide().is_ok());
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use stillpoint_api::clock::Mono;
 
 use super::abort::Abort;
-use super::event::Timer;
+use super::event::{BlockerId, Timer};
 use super::plan::{ApplicationId, CutId, HoldId};
 
 /// One effect.
@@ -84,6 +84,13 @@ pub enum Effect {
     },
     /// Ask whether somebody is stuck behind a lock that was not acquired.
     ProbeStall(HoldId),
+    /// End one statement that keeps writers stuck behind a lock that was not acquired, and nothing else.
+    EndBlocker {
+        /// The hold whose lock was not acquired.
+        hold: HoldId,
+        /// The statement.
+        id: BlockerId,
+    },
     /// Write a journal entry, by compare-and-swap.
     WriteJournal(Entry),
     /// Call back.

@@ -99,6 +99,13 @@ pub enum Event {
         /// What the probe said.
         result: Stall,
     },
+    /// The command that ends a statement has ended.
+    BlockerEnded {
+        /// The hold for which it was run.
+        hold: HoldId,
+        /// Why it may not have ended the statement.
+        result: Result<(), String>,
+    },
     /// A status write was confirmed.
     Written,
     /// A status write was refused: the run belongs to somebody else, or the object is gone.
@@ -186,12 +193,40 @@ pub enum Stall {
     Blocked {
         /// The blocker, as the server names it.
         by: String,
+        /// The statement that may be ended, where the probe names exactly one.
+        id: Option<BlockerId>,
     },
     /// The probe gave no answer.
     Unknown {
         /// Why.
         why: String,
     },
+}
+
+/// Longest ID of a statement.
+const MAX_BLOCKER_ID: usize = 64;
+
+/// The ID of a statement, as a stall probe printed it: fit to become part of an argument of a command.
+///
+/// Letters, digits and `_.:-`, at most 64, and it begins with a letter or digit: it can be no option, no second word and no
+/// second statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockerId(String);
+
+impl BlockerId {
+    /// An ID; `None` where the text is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ':' | '-');
+        let sound = text.len() <= MAX_BLOCKER_ID
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(known);
+        sound.then(|| Self(text.to_owned()))
+    }
+
+    /// As printed.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// The machine's timers.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stillpoint_api::clock::Mono;
-use stillpoint_api::evidence::{HoldAnswer, StageEvidence};
+use stillpoint_api::evidence::{BarrierEvidence, EndedBlocker, HoldAnswer, Offset, StageEvidence};
 use stillpoint_api::template::LeaseUnit;
 
-use super::Stall;
 use super::plan::HoldPlan;
+use super::{BlockerId, Stall};
 
 /// One beat every two seconds (docs/design/freeze.md §2.3).
 pub(super) const BEAT_EVERY: Duration = Duration::from_secs(2);
@@ -20,6 +20,16 @@ pub(super) const LATE: Duration = Duration::from_secs(2);
 pub(super) const FOREIGN_FREEZE: &str = "foreign_freeze";
 /// The fact by which a holder says that the freeze command failed; it has been thawed, or is being.
 pub(super) const FREEZE_FAILED: &str = "freeze_failed";
+/// The fact by which a hold says that everything acknowledged before is durable now (§4.9).
+pub(super) const BARRIER: &str = "barrier";
+/// Barriers that are kept: one is enough, and a hold that tells them without end must not fill the record.
+const MAX_BARRIERS: usize = 4;
+/// Longest name of a barrier that is kept.
+const MAX_BARRIER: usize = 64;
+/// Statements that one attempt ends for one hold: what is blocked again and again is not cured by ending more.
+const MAX_ENDED: usize = 3;
+/// Longest text that is kept about an ended statement.
+const MAX_ENDED_TEXT: usize = 200;
 /// Facts beyond these bounds are dropped (docs/api.md, limits).
 const MAX_FACTS: usize = 32;
 const MAX_FACT: usize = 1024;
@@ -63,6 +73,17 @@ pub(super) struct HeldStage {
     pub(super) frozen: Option<(Mono, HoldAnswer)>,
 }
 
+/// A statement of somebody else that was ended.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    pub(super) id: BlockerId,
+    /// The line of the probe that named it.
+    pub(super) by: String,
+    pub(super) sent: Mono,
+    /// When and how the command ended; `None`: it still runs.
+    pub(super) answered: Option<(Mono, Result<(), String>)>,
+}
+
 /// One hold.
 #[derive(Clone, Debug)]
 pub(super) struct Hold {
@@ -82,6 +103,10 @@ pub(super) struct Hold {
     /// What the stall probe said last; `None`: not asked, or not answered.
     pub(super) stall: Option<Stall>,
     pub(super) stall_asked: bool,
+    /// Its own lock was asked for and not acquired; an attempt that ends while it still waits is another matter.
+    pub(super) acquisition_failed: bool,
+    pub(super) ended: Vec<Ended>,
+    pub(super) barriers: Vec<(Mono, String)>,
     pub(super) ready: Option<(Mono, HoldAnswer)>,
     pub(super) freeze_sent: Option<Mono>,
     pub(super) frozen: Option<(Mono, HoldAnswer)>,
@@ -109,6 +134,9 @@ impl Hold {
             foreign: false,
             stall: None,
             stall_asked: false,
+            acquisition_failed: false,
+            ended: Vec::new(),
+            barriers: Vec::new(),
             ready: None,
             freeze_sent: None,
             frozen: None,
@@ -132,6 +160,53 @@ impl Hold {
         if self.facts.contains_key(&key) || self.facts.len() < MAX_FACTS {
             self.facts.insert(key, value.chars().take(MAX_FACT).collect());
         }
+    }
+
+    /// Keeps a barrier with its time: whether it counts is for the verdict (rule 9).
+    pub(super) fn keep_barrier(&mut self, at: Mono, name: &str) {
+        if self.barriers.len() < MAX_BARRIERS {
+            self.barriers.push((at, name.chars().take(MAX_BARRIER).collect()));
+        }
+    }
+
+    /// The statement that may be ended now, of what the stall probe said: the policy asks for it, this hold's own lock was
+    /// not acquired, and it was not tried before (§3).
+    pub(super) fn blocker_to_end(&self, stall: &Stall) -> Option<(BlockerId, String)> {
+        let Stall::Blocked { by, id: Some(id) } = stall else { return None };
+        let allowed = self.plan.end_blocker && self.acquisition_failed && self.ended.len() < MAX_ENDED;
+        (allowed && self.ended.iter().all(|ended| ended.id != *id)).then(|| (id.clone(), by.clone()))
+    }
+
+    /// Whether a statement is being ended: what the probe says meanwhile is stale.
+    pub(super) fn ending(&self) -> bool {
+        self.ended.iter().any(|ended| ended.answered.is_none())
+    }
+
+    /// The record of the statements that were ended.
+    pub(super) fn ended_evidence(&self, offset: impl Fn(Mono) -> Offset) -> Vec<EndedBlocker> {
+        let bounded = |text: &str| text.chars().take(MAX_ENDED_TEXT).collect();
+        self.ended
+            .iter()
+            .map(|ended| EndedBlocker {
+                id: ended.id.as_str().to_owned(),
+                named_by: bounded(&ended.by),
+                sent: offset(ended.sent),
+                answered: ended.answered.as_ref().map(|(at, _)| offset(*at)),
+                failed: ended
+                    .answered
+                    .as_ref()
+                    .and_then(|(_, result)| result.as_ref().err())
+                    .map(|why| bounded(why)),
+            })
+            .collect()
+    }
+
+    /// The record of its barriers.
+    pub(super) fn barrier_evidence(&self, offset: impl Fn(Mono) -> Offset) -> Vec<BarrierEvidence> {
+        self.barriers
+            .iter()
+            .map(|(at, name)| BarrierEvidence { name: name.clone(), at: offset(*at) })
+            .collect()
     }
 
     /// How long an unanswered beat may take before the hold counts as lost.

@@ -36,10 +36,12 @@ use stillpoint_api::evidence::MemberEvidence;
 
 pub use abort::{Abort, Reason};
 pub use effect::{Effect, End, Entry};
-pub use event::{CutPart, CutSeen, Event, Stall, Timer, Word};
+pub use event::{BlockerId, CutPart, CutSeen, Event, Stall, Timer, Word};
 use hold::Hold;
 pub use hold::in_unit;
-pub use plan::{ApplicationId, CutId, CutPlan, HoldId, HoldPlan, MAX_LEASE, MemberId, Plan, THAW_RESERVE};
+pub use plan::{
+    ApiClockReading, ApplicationId, CutId, CutPlan, HoldId, HoldPlan, MAX_LEASE, MemberId, Plan, THAW_RESERVE,
+};
 pub use record::Record;
 
 /// Time for every session to become READY: dialling, starting the client and logging in, nothing frozen yet.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use stillpoint_api::clock::Mono;
-use stillpoint_api::evidence::{ContainerState, MemberEvidence};
+use stillpoint_api::evidence::{ApiClock, ContainerState, MemberEvidence};
 use stillpoint_api::template::{LeaseUnit, LocalRule};
 
 /// Time kept back from `maxHold` for the thaw (docs/design/freeze.md §3): no cut by then means thaw.
@@ -67,6 +68,33 @@ pub struct Plan {
     /// Until when FREEZE and snapshot requests may be written: the last confirmed renewal of the claim and half its
     /// duration (docs/design/freeze.md §5).
     pub fence: Mono,
+    /// What the API server's clock said before the freeze; `None`: it was not read.
+    pub api_clock: Option<ApiClockReading>,
+}
+
+/// One look at the API server's clock (docs/design/freeze.md §4.6).
+///
+/// Kept against our monotonic clock, so that setting our wall clock before t0 changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApiClockReading {
+    /// The instant of the look.
+    pub at: Mono,
+    /// The server's clock said at least this much then.
+    pub least: Timestamp,
+    /// The server's clock said at most this much then.
+    pub most: Timestamp,
+}
+
+impl ApiClockReading {
+    /// How far the server's clock is ahead of ours, where ours reads `wall` at `now`.
+    pub fn against(&self, now: Mono, wall: Timestamp) -> ApiClock {
+        let passed = SignedDuration::try_from(now.since(self.at)).unwrap_or_default();
+        let ahead = |said: Timestamp| {
+            let micros = (said.duration_since(wall) + passed).as_micros();
+            i64::try_from(micros).unwrap_or(if micros < 0 { i64::MIN } else { i64::MAX })
+        };
+        ApiClock { least_ahead_micros: ahead(self.least), most_ahead_micros: ahead(self.most) }
+    }
 }
 
 /// One hold of the plan.
@@ -99,6 +127,9 @@ pub struct HoldPlan {
     pub canary: bool,
     /// Whether the template can tell that writers are stuck behind a lock that was not acquired.
     pub stall_probe: bool,
+    /// Whether a statement that keeps writers stuck behind such a lock may be ended: the policy asks for it and the
+    /// template can (docs/design/freeze.md §3, `KillBlocker`).
+    pub end_blocker: bool,
     /// How the server says that it is this container's.
     pub local: Option<LocalRule>,
     /// Facts whose values are paths that must lie on a member.

@@ -49,6 +49,8 @@ impl Run {
                 thaw_sent: hold.thaw_sent.map(offset),
                 thawed: hold.thawed.map(offset),
                 foreign_mounts: hold.plan.foreign_mounts.clone(),
+                barriers: hold.barrier_evidence(offset),
+                ended_blockers: hold.ended_evidence(offset),
                 facts: hold.facts.clone(),
                 lost: hold.lost.as_ref().map(|why| why.chars().take(1024).collect()),
             })
@@ -83,6 +85,7 @@ impl Run {
             .and_then(|all| all.into_iter().max());
         Some(Window {
             started_at: Some(MicroTime(t0.wall)),
+            api_clock: self.plan.api_clock.map(|read| read.against(t0.mono, t0.wall)),
             locked: self.acquired.map(offset),
             cut_start: self.cuts.iter().filter_map(|cut| cut.post_sent).min().map(offset),
             cut_end: self

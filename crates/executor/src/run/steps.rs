@@ -6,10 +6,10 @@ use std::time::Duration;
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::HoldAnswer;
 
-use super::hold::{BEAT_EVERY, FOREIGN_FREEZE, FREEZE_FAILED, HeldStage, HoldPhase, LATE};
+use super::hold::{BARRIER, BEAT_EVERY, FOREIGN_FREEZE, FREEZE_FAILED, HeldStage, HoldPhase, LATE};
 use super::release::{release, release_next};
-use super::stall::probed;
-use super::timers::fired;
+use super::stall::{blocker_ended, probed};
+use super::timers::{asked, fired};
 use super::unwind::{
     close_all, cut_failed, give_up, hold_ended, lose, pod_changed, record, refused, snapshot_failed,
 };
@@ -50,6 +50,7 @@ pub(super) fn take(run: &mut Run, event: Event, now: Now, out: &mut Vec<Effect>)
         Event::ClaimRenewed { fence } => run.fence = run.fence.max(fence),
         Event::ClaimLost { why } => give_up(run, Abort::new(Reason::ClaimLost, why), now, out),
         Event::StallProbed { hold, result } => probed(run, hold, result, now, out),
+        Event::BlockerEnded { hold, result } => blocker_ended(run, hold, result, now, out),
         Event::Written => written(run, now, out),
         Event::WriteRefused { why } => refused(run, why, out),
         Event::Stop { why } => give_up(run, why, now, out),
@@ -106,12 +107,14 @@ fn journal_when_ready(run: &mut Run, out: &mut Vec<Effect>) {
 fn said(run: &mut Run, id: HoldId, word: Word, now: Now, out: &mut Vec<Effect>) {
     let Some(hold) = run.holds.get_mut(id.0) else { return };
     match word {
+        Word::Evidence { key, value } if key == BARRIER => hold.keep_barrier(now.mono, &value),
         Word::Evidence { key, value } => {
             let foreign = key == FOREIGN_FREEZE && value != "0" && hold.frozen.is_none();
             let failed = (key == FREEZE_FAILED && hold.phase == HoldPhase::Freezing).then(|| {
                 let what = "the freeze command failed with code";
                 Abort::new(Reason::LockNotAcquired, format!("{}: {what} {value}; it is thawed", hold.place()))
             });
+            hold.acquisition_failed |= failed.is_some();
             hold.keep_fact(key, value);
             if let Some(why) = failed {
                 give_up(run, why, now, out);
@@ -222,8 +225,9 @@ fn freeze_next(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
     if behind_fence(run, now, out) {
         return;
     }
-    let acquire = run.plan.acquire_timeout;
-    let not_after = run.fence.min(t0 + acquire);
+    let acquire_by = t0 + run.plan.acquire_timeout;
+    let not_after = run.fence.min(acquire_by);
+    let asked = asked(run, now.mono, acquire_by);
     let within = (t0 + run.plan.max_hold + PAST_PROMISE).since(now.mono);
     for (index, hold) in run.holds.iter_mut().enumerate() {
         if hold.phase != HoldPhase::Ready || hold.plan.order != order {
@@ -233,7 +237,8 @@ fn freeze_next(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         hold.freeze_sent = Some(now.mono);
         // A beat that is still unanswered is answered before FROZEN: the session executes in order.
         let id = HoldId(index);
-        out.push(Effect::SendFreeze { hold: id, lease: hold.plan.lease, acquire, within, not_after });
+        let (lease, acquire) = (hold.plan.lease.min(asked.lease), asked.acquire);
+        out.push(Effect::SendFreeze { hold: id, lease, acquire, within, not_after });
     }
 }
 
@@ -407,15 +412,17 @@ pub(super) fn go_on_when_cut(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         return;
     }
     run.state = State::Staging { stage: next };
-    let acquire = run.plan.acquire_timeout;
+    let cut_by = run.t0.map_or(now.mono, |t0| t0.mono + run.plan.cut_budget());
+    let asked = asked(run, now.mono, cut_by);
     for (index, hold) in run.holds.iter_mut().enumerate() {
         if hold.phase == HoldPhase::Frozen && hold.plan.stages > next {
             hold.phase = HoldPhase::Staging { stage: next };
             hold.stages.push(HeldStage { number: next, sent: now.mono, frozen: None });
-            out.push(Effect::SendStage { hold: HoldId(index), stage: next, lease: hold.plan.lease, acquire });
+            let (lease, acquire) = (hold.plan.lease.min(asked.lease), asked.acquire);
+            out.push(Effect::SendStage { hold: HoldId(index), stage: next, lease, acquire });
         }
     }
-    out.push(Effect::Schedule { timer: Timer::Stage, at: now.mono + acquire });
+    out.push(Effect::Schedule { timer: Timer::Stage, at: now.mono + run.plan.acquire_timeout });
     cut_when_staged(run, next, now, out);
 }
 

@@ -10,6 +10,9 @@ use stillpoint_api::template::{LeaseUnit, LocalRule, LocalValue};
 
 use super::*;
 
+mod blockers;
+mod leases;
+
 struct World {
     run: Run,
     now: Duration,
@@ -32,6 +35,7 @@ fn hold(index: usize, locks: bool) -> HoldPlan {
         stages: 1,
         canary: false,
         stall_probe: false,
+        end_blocker: false,
         local: Some(LocalRule { key: "host".into(), equals: LocalValue::PodHostname }),
         data_paths: vec!["datadir".into()],
         mount_paths: vec!["/data".into()],
@@ -52,6 +56,7 @@ fn plan(holds: Vec<HoldPlan>, members: usize) -> Plan {
             .collect(),
         cuts: (0..members).map(|index| CutPlan::single(MemberId(index))).collect(),
         fence: Mono::from_origin(Duration::MAX),
+        api_clock: None,
     }
 }
 
@@ -662,7 +667,7 @@ fn a_lock_that_was_given_up_counts_as_frozen_until_nobody_is_stuck_behind_it() {
     let mut world = blocked();
     assert!(world.aborted().is_none() && world.run.frozen());
     assert_eq!(world.count(|effect| matches!(effect, Effect::ProbeStall(_))), 1);
-    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Blocked { by: "7".into() } });
+    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Blocked { by: "7".into(), id: None } });
     world.pass(Duration::from_secs(1));
     assert_eq!(world.count(|effect| matches!(effect, Effect::ProbeStall(_))), 2);
     world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Clear });
@@ -673,7 +678,10 @@ fn a_lock_that_was_given_up_counts_as_frozen_until_nobody_is_stuck_behind_it() {
 #[test]
 fn writers_that_are_still_stuck_at_the_end_of_the_promise_are_called_left_quiesced() {
     let mut world = blocked();
-    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Blocked { by: "query 7".into() } });
+    world.take(Event::StallProbed {
+        hold: HoldId(0),
+        result: Stall::Blocked { by: "query 7".into(), id: None },
+    });
     world.pass(Duration::from_secs(15));
     let told = world.sent.iter().any(|effect| {
         matches!(effect, Effect::WriteJournal(Entry::Aborted { why, not_proven_thawed })
@@ -691,4 +699,29 @@ fn a_client_that_goes_on_after_an_error_is_never_opened() {
     world.take(Event::CanaryChecked { hold: HoldId(0), result: Err(why) });
     assert_eq!(world.aborted(), Some(Reason::CanaryPrinted));
     assert_eq!(world.count(|effect| matches!(effect, Effect::OpenHold { .. })), 0);
+}
+
+#[test]
+fn a_barrier_is_kept_with_its_time_and_only_a_few_of_them() {
+    let (mut world, _) = World::ready_and_written(plan(vec![hold(0, true)], 1));
+    world.now += Duration::from_millis(3);
+    for _ in 0..10 {
+        let (key, value) = ("barrier".to_owned(), "x".repeat(100));
+        world.say(0, Word::Evidence { key, value });
+    }
+    let hold = world.run.evidence().holds.remove(0);
+    assert_eq!((hold.barriers.len(), hold.barriers[0].at.0, hold.barriers[0].name.len()), (4, 3_000, 64));
+    assert!(hold.facts.is_empty());
+}
+
+#[test]
+fn the_api_servers_clock_is_told_against_ours_at_t0() {
+    let mut known = plan(vec![hold(0, true)], 1);
+    // 100 s on the machine's clock, at which its wall clock reads 1_790_000_000.
+    let (at, said) =
+        (Mono::from_origin(Duration::from_secs(90)), Timestamp::from_second(1_789_999_995).unwrap());
+    known.api_clock = Some(ApiClockReading { at, least: said, most: said });
+    let (world, _) = World::ready_and_written(known);
+    let window = world.run.evidence().window.unwrap();
+    assert_eq!(window.api_clock.unwrap().least_ahead_micros, 5_000_000);
 }

@@ -31,12 +31,11 @@ pub(super) fn fired(run: &mut Run, timer: Timer, now: Now, out: &mut Vec<Effect>
         }
         Timer::Acquire => {
             if run.state == State::Acquiring {
-                let late: Vec<String> = run
-                    .holds
-                    .iter()
-                    .filter(|hold| hold.phase == HoldPhase::Freezing)
-                    .map(Hold::place)
-                    .collect();
+                let mut late = Vec::new();
+                for hold in run.holds.iter_mut().filter(|hold| hold.phase == HoldPhase::Freezing) {
+                    hold.acquisition_failed = true;
+                    late.push(hold.place());
+                }
                 let what = format!(
                     "{} did not get its lock within {:?}: a long statement is in the way; see who holds it in the \
                      server's process list, or raise freeze.acquireTimeout",
@@ -118,6 +117,27 @@ fn cut_deadline(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         run.plan.cut_budget()
     );
     give_up(run, Abort::new(Reason::CutTimeout, what), now, out);
+}
+
+/// What a text that may wait for a lock is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Longest time it may wait.
+    pub(super) acquire: Duration,
+    /// Longest lease it may set.
+    pub(super) lease: Duration,
+}
+
+/// What FREEZE or the text of a stage may ask for, written now and to be answered until `by`.
+///
+/// The server counts its lease from the end of the statement, so that a lock which is granted at the very end of the wait
+/// still ends within the promise: `acquire + lease` is at most what is left of it (docs/design/freeze.md §3). Neither is
+/// less than a second: no server counts in less.
+pub(super) fn asked(run: &Run, now: Mono, by: Mono) -> Asked {
+    const LEAST: Duration = Duration::from_secs(1);
+    let acquire = by.since(now).min(run.plan.acquire_timeout).max(LEAST);
+    let lease = lease_left(run, now).saturating_sub(acquire).max(LEAST);
+    Asked { acquire, lease }
 }
 
 pub(super) fn lease_left(run: &Run, now: Mono) -> Duration {

@@ -27,6 +27,7 @@ pub(super) fn lose(run: &mut Run, id: HoldId, why: Abort, now: Now, out: &mut Ve
         }
         _ => why,
     };
+    hold.acquisition_failed |= before == HoldPhase::Freezing && why.reason == Reason::LockNotAcquired;
     let unproven = unproven(hold);
     out.push(Effect::CloseHold(id));
     match before {

@@ -263,7 +263,8 @@ impl Attempt<'_> {
             }
             Effect::ProbeStall(hold) => self.probe(*hold),
             Effect::WriteJournal(entry) => self.write(entry.clone(), answers),
-            Effect::Schedule { .. } | Effect::End(_) => {}
+            // No scenario asks for it.
+            Effect::EndBlocker { .. } | Effect::Schedule { .. } | Effect::End(_) => {}
         }
     }
 
@@ -296,6 +297,9 @@ impl Attempt<'_> {
                 }
                 Event::HoldEnded { hold: *hold, why: why() }
             }
+            Effect::EndBlocker { hold, .. } => {
+                Event::BlockerEnded { hold: *hold, result: Err("injected".to_owned()) }
+            }
             Effect::Schedule { .. } | Effect::End(_) => return,
         };
         self.handle.with(|world| world.tell(self.mailbox, event));
@@ -321,7 +325,10 @@ impl Attempt<'_> {
                     handle.with(|world| world.tell(mailbox, Event::PostFailed { cut, why }));
                 });
             }
-            Effect::RunPrepare(_) | Effect::CheckCanary(_) | Effect::ProbeStall(_) => self.fail(effect),
+            Effect::RunPrepare(_)
+            | Effect::CheckCanary(_)
+            | Effect::ProbeStall(_)
+            | Effect::EndBlocker { .. } => self.fail(effect),
             Effect::OpenHold { hold, .. }
             | Effect::CloseAt { hold, .. }
             | Effect::SendFreeze { hold, .. }
@@ -368,7 +375,7 @@ impl Attempt<'_> {
             handle.sleep(Duration::from_millis(40)).await;
             handle.with(|world| {
                 let result = if world.pods[pod].stalled {
-                    Stall::Blocked { by: "statement 7".to_owned() }
+                    Stall::Blocked { by: "statement 7".to_owned(), id: None }
                 } else {
                     Stall::Clear
                 };

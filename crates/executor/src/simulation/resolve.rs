@@ -104,6 +104,7 @@ pub fn resolve(world: &mut World, backup: usize, attempt: u32, pods: &[PodSeen])
             members,
             cuts,
             fence: Mono::default(),
+            api_clock: None,
         },
         resolved: resolved(world, pods),
         attempt,
@@ -135,6 +136,7 @@ fn hold(app: &App, pod: &super::pod::Pod, seen: &PodSeen, nonce: String) -> Hold
         stages: if app.engine.staged { 2 } else { 1 },
         canary: false,
         stall_probe: app.engine.stall_probe,
+        end_blocker: false,
         local: Some(local()),
         data_paths: vec!["datadir".to_owned()],
         mount_paths: vec!["/data".to_owned()],
@@ -148,7 +150,7 @@ fn resolved(world: &World, pods: &[PodSeen]) -> Resolved {
         let settings = if app.kind == HoldKind::None && app.durable {
             Vec::new()
         } else {
-            vec![Setting { name: "fsync".to_owned(), allowed: vec!["on".to_owned()], when: None }]
+            vec![Setting { name: "fsync".to_owned(), allowed: vec!["on".to_owned()], ..Setting::default() }]
         };
         ResolvedApplication {
             name: app.name.clone(),

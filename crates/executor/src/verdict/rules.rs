@@ -8,9 +8,9 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use stillpoint_api::evidence::{
-    CutKind, GroupKind, HoldAnswer, HoldEvidence, HoldKind, MemberEvidence, Offset,
+    ApiClock, BarrierEvidence, CutKind, GroupKind, HoldAnswer, HoldEvidence, HoldKind, MemberEvidence, Offset,
 };
 use stillpoint_api::policy::Continuity;
 use stillpoint_api::template::{DataTime, Layout, LocalValue, Setting};
@@ -389,6 +389,7 @@ fn cut_times_agree(case: &Case<'_>) -> Checked {
     let Some(posted) = case.evidence.window.cut_start.and_then(|offset| case.evidence.wall(offset)) else {
         return Checked::missing("there is no record of the first snapshot request");
     };
+    let ahead = case.evidence.window.api_clock.unwrap_or_default();
     for member in &case.members {
         // In a group the signal is the group's; it lists the members' own handles where the sidecar does.
         let told = member.group.is_none() || member.handle.is_some();
@@ -401,15 +402,18 @@ fn cut_times_agree(case: &Case<'_>) -> Checked {
             ));
         }
         let Some(cut) = driver_cut_time(member) else { continue };
-        let tolerance = CUT_TIME_TOLERANCE + CUT_TIME_TRUNCATION;
-        if cut.duration_since(posted) < -jiff::SignedDuration::try_from(tolerance).unwrap_or_default() {
+        // On the cluster's clock, as far as it is known: ours may be wrong, and then it is wrong for every driver.
+        let tolerance =
+            SignedDuration::try_from(CUT_TIME_TOLERANCE + CUT_TIME_TRUNCATION).unwrap_or_default();
+        if cut.duration_since(posted) < SignedDuration::from_micros(ahead.least_ahead_micros) - tolerance {
             return Checked::contradiction(format!(
-                "claim {}: the driver says it cut at {cut}, before the snapshot was asked for at {posted}",
-                member.claim_name
+                "claim {}: the driver says it cut at {cut}, before the snapshot was asked for at {posted}{}",
+                member.claim_name,
+                on_our_clock(&ahead)
             ));
         }
         if let Some(signal) = member.signal.and_then(|signal| case.evidence.wall(signal))
-            && cut > signal
+            && cut.duration_since(signal) > SignedDuration::from_micros(ahead.most_ahead_micros)
         {
             warnings.push(format!(
                 "claim {}: the driver says it cut at {cut}, after we were told at {signal}; clocks differ",
@@ -418,6 +422,19 @@ fn cut_times_agree(case: &Case<'_>) -> Checked {
         }
     }
     Checked::proved("no cut time contradicts the order of events").warn(warnings)
+}
+
+/// Says so where our clock and the API server's differ by more than the look at it can tell.
+fn on_our_clock(ahead: &ApiClock) -> String {
+    let seconds = |micros: i64| micros as f64 / 1e6;
+    if ahead.least_ahead_micros <= 0 && ahead.most_ahead_micros >= 0 {
+        return String::new();
+    }
+    format!(
+        " by our clock, to which the API server's is ahead by {:.1} s to {:.1} s",
+        seconds(ahead.least_ahead_micros),
+        seconds(ahead.most_ahead_micros)
+    )
 }
 
 /// The driver's own cut time; none where it is missing or the zero of some calendar.
@@ -567,16 +584,23 @@ fn durable(case: &Case<'_>) -> Checked {
     if case.holds.is_empty() {
         return Checked::missing("no hold told the settings that make a commit durable");
     }
+    let mut barriers: Vec<String> = Vec::new();
     for hold in &case.holds {
         for setting in &application.settings {
-            match setting_gap(setting, hold) {
-                None => {}
-                Some(SettingGap::Unread) => {
-                    return Checked::missing(format!("{} did not tell {}", pod(hold), setting.name));
+            let Some(gap) = setting_gap(setting, hold) else { continue };
+            let barrier = if setting.or_barrier { made_durable(case, hold) } else { Barrier::NotAsked };
+            if let Barrier::Ran(name) = barrier {
+                let said = format!("barrier {name} of {} made up for {}", pod(hold), setting.name);
+                barriers.extend((!barriers.contains(&said)).then_some(said));
+                continue;
+            }
+            match gap {
+                SettingGap::Unread => {
+                    return Checked::missing(format!("{} did not tell {}{barrier}", pod(hold), setting.name));
                 }
-                Some(SettingGap::Contradicted(value)) => {
+                SettingGap::Contradicted(value) => {
                     let finding = format!(
-                        "{}: {}={value}, so an acknowledged commit may not be durable (needs {})",
+                        "{}: {}={value}, so an acknowledged commit may not be durable (needs {}){barrier}",
                         pod(hold),
                         setting.name,
                         setting.allowed.join(" or ")
@@ -592,10 +616,58 @@ fn durable(case: &Case<'_>) -> Checked {
             }
         }
     }
-    Checked::proved(format!(
-        "{} read in this run",
-        application.settings.iter().map(|setting| setting.name.as_str()).collect::<Vec<_>>().join(", ")
-    ))
+    let names =
+        application.settings.iter().map(|setting| setting.name.as_str()).collect::<Vec<_>>().join(", ");
+    if barriers.is_empty() {
+        return Checked::proved(format!("{names} read in this run"));
+    }
+    Checked::proved(format!("{names} read in this run, or made up for: {}", barriers.join(", ")))
+}
+
+/// Whether a barrier made durable what a hold froze.
+#[derive(Clone, Copy)]
+enum Barrier<'h> {
+    /// The template does not say that one would do.
+    NotAsked,
+    /// It ran after the lock was asked for and before FROZEN.
+    Ran(&'h str),
+    /// It was told, and not then: more may have been acknowledged since, or the snapshots were asked for already.
+    OutOfOrder(&'h BarrierEvidence),
+    /// None was told.
+    NotTold,
+}
+
+impl std::fmt::Display for Barrier<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotAsked | Self::Ran(_) => Ok(()),
+            Self::OutOfOrder(barrier) => write!(
+                f,
+                "; barrier {} was told at {}, not between FREEZE and FROZEN",
+                barrier.name,
+                millis(barrier.at)
+            ),
+            Self::NotTold => write!(f, "; no barrier was told"),
+        }
+    }
+}
+
+/// The barrier of a hold that counts: received after its FREEZE was sent, and not after its FROZEN.
+fn made_durable<'h>(case: &Case<'_>, hold: &'h HoldEvidence) -> Barrier<'h> {
+    // Who stops nobody acknowledges more after any barrier.
+    if !case.locks() {
+        return Barrier::NotAsked;
+    }
+    let between = |barrier: &&BarrierEvidence| {
+        let frozen = hold.frozen.as_ref().map(|answer| answer.at);
+        hold.freeze_sent.is_some_and(|sent| sent < barrier.at)
+            && frozen.is_some_and(|frozen| barrier.at <= frozen)
+    };
+    match (hold.barriers.iter().find(between), hold.barriers.first()) {
+        (Some(barrier), _) => Barrier::Ran(&barrier.name),
+        (None, Some(barrier)) => Barrier::OutOfOrder(barrier),
+        (None, None) => Barrier::NotTold,
+    }
 }
 
 enum SettingGap {

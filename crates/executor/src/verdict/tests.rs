@@ -1,5 +1,7 @@
 //! Each rule shown necessary: evidence that only that rule refuses, which becomes `Application` without it.
 
+mod barriers;
+mod clocks;
 mod cuts;
 
 use std::collections::BTreeMap;
@@ -46,7 +48,11 @@ fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 }
 
 fn setting(name: &str, allowed: &[&str]) -> Setting {
-    Setting { name: name.into(), allowed: allowed.iter().map(|one| (*one).into()).collect(), when: None }
+    Setting {
+        name: name.into(),
+        allowed: allowed.iter().map(|one| (*one).into()).collect(),
+        ..Setting::default()
+    }
 }
 
 fn answer(at: i64, clock: i64) -> HoldAnswer {
@@ -103,6 +109,8 @@ fn locked() -> Case {
             frozen: Some(answer(5_000, T0_MICROS + 4_000)),
             mount_paths: Vec::new(),
             foreign_mounts: Vec::new(),
+            barriers: Vec::new(),
+            ended_blockers: Vec::new(),
             order: 0,
             stages: Vec::new(),
             late_beats: 0,
@@ -125,6 +133,7 @@ fn locked() -> Case {
         window: Window {
             started_at: Some(MicroTime(jiff::Timestamp::from_microsecond(T0_MICROS).unwrap())),
             locked: Some(Offset(5_000)),
+            api_clock: None,
             cut_start: Some(Offset(6_000)),
             cut_end: Some(Offset(78_000)),
             thaw_sent: Some(Offset(80_000)),

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod authority;
+mod blockers;
 mod commands;
 mod controller;
 mod drivers;

@@ -19,6 +19,10 @@ in_every_shell! {
     what_somebody_else_freezes_after_ready_is_left_alone
     a_probe_that_cannot_be_run_is_refused_before_anything_is_frozen
     words_of_the_commands_cannot_become_words_of_the_protocol
+    a_barrier_runs_after_the_freeze_and_is_told_before_frozen
+    a_barrier_that_fails_is_told_and_the_freeze_stands
+    a_freeze_that_fails_has_no_barrier
+    a_barrier_that_hangs_is_ended_with_the_hold
 }
 
 fn line(text: &str) -> HoldLine {
@@ -159,4 +163,48 @@ fn words_of_the_commands_cannot_become_words_of_the_protocol(shell: Shell) {
     assert_eq!(rig.rest(), [format!("THAWED {NONCE}")]);
     assert!(started.elapsed() < Duration::from_secs(20));
     rig.ends_having_done(&["frozen", "thawed"]);
+}
+
+const BARRIER: &str = "echo barrier >&9";
+
+fn a_barrier_runs_after_the_freeze_and_is_told_before_frozen(shell: Shell) {
+    let forge = format!("{BARRIER}; echo EVIDENCE {NONCE} barrier=forged; echo FROZEN {NONCE} 0 pid=1");
+    let mut rig = Rig::ready(shell, &Wish { barrier: Some(&forge), ..Wish::default() });
+    rig.tell(&format!("freeze {NONCE} 30\n"));
+    let told = HoldLine::Evidence { key: "barrier".into(), value: "command".into() };
+    assert_eq!(line(&rig.line()), told);
+    assert!(matches!(line(&rig.line()), HoldLine::Frozen { stage: 0, .. }));
+    assert_eq!(rig.log(), ["frozen", "barrier"]);
+    rig.tell_word("thaw");
+    assert_eq!(rig.rest(), [format!("THAWED {NONCE}")]);
+    rig.ends_having_done(&["frozen", "barrier", "thawed"]);
+}
+
+fn a_barrier_that_fails_is_told_and_the_freeze_stands(shell: Shell) {
+    let mut rig = Rig::ready(shell, &Wish { barrier: Some("exit 7"), ..Wish::default() });
+    rig.tell(&format!("freeze {NONCE} 30\n"));
+    assert_eq!(rig.line(), format!("EVIDENCE {NONCE} barrier_failed=7"));
+    assert!(rig.line().starts_with(&format!("FROZEN {NONCE} 0 ")));
+    rig.tell_word("thaw");
+    assert_eq!(rig.rest(), [format!("THAWED {NONCE}")]);
+    rig.ends_having_done(&["frozen", "thawed"]);
+}
+
+fn a_freeze_that_fails_has_no_barrier(shell: Shell) {
+    let mut rig = Rig::ready(shell, &Wish { freeze: "exit 3", barrier: Some(BARRIER), ..Wish::default() });
+    rig.tell(&format!("freeze {NONCE} 30\n"));
+    assert_eq!(rig.line(), format!("EVIDENCE {NONCE} freeze_failed=3"));
+    rig.tell_word("thaw");
+    assert_eq!(rig.rest(), [format!("THAWED {NONCE}")]);
+    rig.ends_having_done(&["thawed"]);
+}
+
+fn a_barrier_that_hangs_is_ended_with_the_hold(shell: Shell) {
+    let hanging = format!("{BARRIER}; sleep 1000; echo late >&9");
+    let mut rig = Rig::ready(shell, &Wish { barrier: Some(&hanging), ..Wish::default() });
+    rig.tell(&format!("freeze {NONCE} 30\n"));
+    rig.did(&["frozen", "barrier"]);
+    rig.tell_word("thaw");
+    assert_eq!(rig.rest(), [format!("THAWED {NONCE}")], "neither a barrier nor FROZEN was told");
+    rig.ends_having_done(&["frozen", "barrier", "thawed"]);
 }

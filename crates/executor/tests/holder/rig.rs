@@ -55,6 +55,7 @@ pub struct Wish<'a> {
     pub freeze: &'a str,
     pub thaw: &'a str,
     pub probe: Option<&'a str>,
+    pub barrier: Option<&'a str>,
     /// Runs as nobody in a mount namespace in which everything is read-only.
     pub read_only: bool,
     /// The only directory with programs.
@@ -63,7 +64,7 @@ pub struct Wish<'a> {
 
 impl Default for Wish<'_> {
     fn default() -> Self {
-        Self { freeze: FREEZE, thaw: THAW, probe: None, read_only: false, path: None }
+        Self { freeze: FREEZE, thaw: THAW, probe: None, barrier: None, read_only: false, path: None }
     }
 }
 
@@ -90,6 +91,7 @@ impl Rig {
             freeze: text(wish.freeze),
             thaw: text(wish.thaw),
             probe: wish.probe.map(text).unwrap_or_default(),
+            barrier: wish.barrier.map(text).unwrap_or_default(),
             ..Commands::default()
         };
         let argv = holder::argv(&Nonce::try_from(NONCE.to_owned()).unwrap(), &commands);

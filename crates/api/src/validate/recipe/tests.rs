@@ -242,3 +242,76 @@ fn a_role_rule_has_a_command_and_distinct_roles() {
     assert_eq!(role(json!({"command": ["x"], "accept": []})), ["NoRole"]);
     assert_eq!(role(json!({"command": ["x"], "accept": ["a", "a"]})), ["DuplicateName"]);
 }
+
+#[test]
+fn a_barrier_makes_up_for_a_setting_only_between_the_lock_and_frozen() {
+    let with_barrier = |freeze: &str, more: &dyn Fn(&mut Value)| {
+        let mut object = base();
+        object["crashSafe"]["settings"][0]["orBarrier"] = json!(true);
+        object["freeze"]["session"]["freeze"] = json!(freeze);
+        more(&mut object);
+        let typed: Recipe = serde_json::from_value(object).unwrap();
+        recipe(&typed, "HookTemplate", "t").into_iter().map(|finding| finding.rule).collect::<Vec<_>>()
+    };
+    let (lock, told) = (
+        "LOCK;\nSELECT 'EVIDENCE {{n}} durable=1', {{label}};\n",
+        "SELECT 'EVIDENCE {{n}} barrier=flush';\n",
+    );
+    let frozen = "SELECT 'FROZEN {{n}} 0 gtid=0';\n";
+    let sound = format!("{lock}{told}{frozen}");
+    let same = |_: &mut Value| {};
+    assert_eq!(with_barrier(&sound, &same), Vec::<&str>::new());
+    assert_eq!(with_barrier(&format!("{lock}{frozen}"), &same), ["BarrierNotPrinted"]);
+    assert_eq!(with_barrier(&format!("{lock}{frozen}{told}"), &same), ["BarrierAfterFrozen"]);
+    let observer = |object: &mut Value| object["freeze"]["session"]["locks"] = json!(false);
+    assert_eq!(with_barrier(&sound, &observer), ["BarrierWithoutLock"]);
+    for field in ["open", "beat", "thaw", "canary"] {
+        let moved = |object: &mut Value| {
+            let text = object["freeze"]["session"][field].as_str().unwrap().to_owned();
+            object["freeze"]["session"][field] = json!(format!("{told}{text}"));
+        };
+        assert_eq!(with_barrier(&sound, &moved), ["BarrierOutsideFreeze"], "{field}");
+    }
+}
+
+fn of_commands(commands: Value, settings: Value) -> Vec<&'static str> {
+    let mut held = json!({"freeze": ["f"], "thaw": ["t"]});
+    held.as_object_mut().unwrap().extend(commands.as_object().unwrap().clone());
+    let typed: Recipe = serde_json::from_value(json!({
+        "freeze": {"commands": held}, "crashSafe": {"source": "manual", "settings": settings},
+    }))
+    .unwrap();
+    recipe(&typed, "HookTemplate", "t").into_iter().map(|finding| finding.rule).collect()
+}
+
+#[test]
+fn two_commands_have_settings_only_where_a_barrier_makes_up_for_them() {
+    let barrier = || json!({"barrier": ["sync", "-f", "/data"]});
+    let setting =
+        |or_barrier: bool| json!([{"name": "appendfsync", "allowed": ["always"], "orBarrier": or_barrier}]);
+    assert_eq!(of_commands(barrier(), setting(true)), Vec::<&str>::new());
+    assert_eq!(of_commands(json!({}), setting(true)), ["BarrierNotPrinted"]);
+    assert_eq!(of_commands(barrier(), setting(false)), ["EvidenceNotPrinted"]);
+    let nothing: Recipe = serde_json::from_value(json!({
+        "freeze": {"none": {}}, "crashSafe": {"source": "manual", "settings": setting(true)},
+    }))
+    .unwrap();
+    let found = recipe(&nothing, "HookTemplate", "t");
+    assert_eq!(found.iter().map(|one| one.rule).collect::<Vec<_>>(), ["BarrierWithoutLock"]);
+}
+
+#[test]
+fn what_ends_a_blocker_names_it_and_nothing_else_knows_that_name() {
+    let probe = |end: Value| rules("/stallProbe", json!({"command": ["who"], "endBlocker": end}));
+    assert_eq!(
+        probe(json!(["client", "-u", "{{user}}", "-e", "KILL QUERY ID {{blocker}}"])),
+        Vec::<&str>::new()
+    );
+    assert_eq!(probe(json!(["client", "-e", "KILL ALL"])), ["BlockerNotNamed"]);
+    assert_eq!(probe(json!(["{{blocker}}"])), ["BlockerIsNoProgram"]);
+    assert_eq!(probe(json!(["client", "{{blocker}}", "{{other}}"])), ["UnknownParameter"]);
+    assert_eq!(rules("/stallProbe", json!({"command": ["who", "{{blocker}}"]})), ["UnknownParameter"]);
+    let parameters = json!([{"name": "user", "default": "root"}, {"name": "label", "default": "x"},
+        {"name": "blocker", "default": "1"}]);
+    assert_eq!(rules("/parameters", parameters), ["ReservedParameter"]);
+}

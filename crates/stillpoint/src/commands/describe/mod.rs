@@ -151,6 +151,20 @@ fn holds(status: &BackupStatus) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  read by {}: {}", hold.application, facts.join("  "));
     }
+    for hold in &status.holds {
+        for ended in &hold.ended_blockers {
+            let how = match (&ended.failed, ended.answered) {
+                (Some(why), _) => format!("could not be ended ({})", why.replace('\n', "; ")),
+                (None, Some(_)) => "was ended".to_owned(),
+                (None, None) => "was being ended; how that went is not known".to_owned(),
+            };
+            let _ = writeln!(
+                text,
+                "  in the way of {}: statement {} {how}; the stall probe said: {}",
+                hold.application, ended.id, ended.named_by
+            );
+        }
+    }
     text
 }
 

@@ -157,3 +157,22 @@ fn orders_stages_and_groups_are_drawn() {
     assert_eq!(text.matches("group snapshot posted  data-db-0, log-db-0").count(), 1, "{text}");
     assert_eq!(text.matches("group cut signal").count(), 1);
 }
+
+#[test]
+fn barriers_and_ended_statements_are_drawn_and_named() {
+    let mut status = proven();
+    status["holds"][0]["barriers"] = json!([{"name": "flush", "at": 3000}]);
+    status["holds"][0]["endedBlockers"] = json!([
+        {"id": "41", "namedBy": "blocker=41 is a report", "sent": 90000, "answered": 95000},
+        {"id": "42", "namedBy": "blocker=42 is another", "sent": 96000, "answered": 97000, "failed": "not the owner"},
+    ]);
+    let text = describe(&backup(status));
+    for line in [
+        "barrier flush  db",
+        "statement 41 in the way ended  db",
+        "in the way of db: statement 41 was ended; the stall probe said: blocker=41 is a report",
+        "statement 42 could not be ended (not the owner)",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}

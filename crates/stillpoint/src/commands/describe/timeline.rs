@@ -19,6 +19,7 @@ const DRAWN: usize = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Mark {
     Freeze,
+    Barrier,
     Frozen,
     Signal,
     Stage,
@@ -26,6 +27,7 @@ enum Mark {
     Post,
     Thaw,
     Thawed,
+    Ended,
 }
 
 #[derive(Clone, Debug)]
@@ -46,8 +48,9 @@ struct Bar {
 }
 
 impl Mark {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Freeze,
+        Self::Barrier,
         Self::Frozen,
         Self::Signal,
         Self::Stage,
@@ -55,11 +58,13 @@ impl Mark {
         Self::Post,
         Self::Thaw,
         Self::Thawed,
+        Self::Ended,
     ];
 
     const fn symbol(self) -> char {
         match self {
             Self::Freeze => '│',
+            Self::Barrier => '≡',
             Self::Frozen => '■',
             Self::Stage => '▷',
             Self::Staged => '▪',
@@ -67,12 +72,14 @@ impl Mark {
             Self::Signal => '◆',
             Self::Thaw => '▹',
             Self::Thawed => '□',
+            Self::Ended => '✕',
         }
     }
 
     const fn plural(self) -> &'static str {
         match self {
             Self::Freeze => "FREEZE sent",
+            Self::Barrier => "barriers",
             Self::Frozen => "FROZEN",
             Self::Stage => "stage texts sent",
             Self::Staged => "stages answered",
@@ -80,6 +87,7 @@ impl Mark {
             Self::Signal => "cut signals",
             Self::Thaw => "THAW sent",
             Self::Thawed => "THAWED",
+            Self::Ended => "statements in the way ended",
         }
     }
 }
@@ -121,7 +129,7 @@ pub fn draw(status: &BackupStatus) -> String {
     // An observer stops nobody: what it watched over is not drawn as frozen.
     let shade = if locks { '━' } else { '─' };
     let locked = window.locked.or(events.iter().map(|event| event.at).min());
-    let end = window.thawed.or(events.iter().map(|event| event.at).max()).unwrap_or_default();
+    let end = window.thawed.max(events.iter().map(|event| event.at).max()).unwrap_or_default();
     let end = Offset(end.0.max(1));
     let _ = writeln!(
         text,
@@ -170,6 +178,13 @@ fn events(status: &BackupStatus) -> Vec<Event> {
             );
         }
         add(hold.frozen.as_ref().map(|answer| answer.at), Mark::Frozen, format!("FROZEN  {of}"));
+        for barrier in &hold.barriers {
+            add(Some(barrier.at), Mark::Barrier, format!("barrier {}  {of}", barrier.name));
+        }
+        for ended in &hold.ended_blockers {
+            let how = if ended.failed.is_some() { "could not be ended" } else { "ended" };
+            add(Some(ended.sent), Mark::Ended, format!("statement {} in the way {how}  {of}", ended.id));
+        }
         let thaw = hold.thaw_sent.or(hold.closing_sent);
         add(thaw, Mark::Thaw, format!("THAW sent  {of}"));
         add(hold.thawed, Mark::Thawed, format!("THAWED  {of}"));
