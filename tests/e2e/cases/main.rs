@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, reason = "a test binary has no readers of its API")]
 
+mod blockers;
 mod drivers;
 mod election;
 mod faults;
@@ -52,6 +53,8 @@ const CASES: &[Case] = cases![
     "story-mariadb-synced-binlog-grade-position" => mariadb::grade_position,
     "two-disks-in-one-write-ordered-group-are-exact" => groups::write_ordered,
     "a-sequential-group-is-several-volumes" => groups::sequential,
+    "a-statement-in-the-way-is-reported-and-lives-on" => blockers::reported,
+    "a-statement-in-the-way-is-ended-where-the-policy-asks" => blockers::ended,
     "control-a-late-cut-is-seen" => mariadb::late_cut_is_seen,
     "story-postgres-every-minute-and-rpo-on-metrics" => postgres::every_minute,
     "sigkill-while-held" => interruption::killed_while_held,
