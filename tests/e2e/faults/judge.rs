@@ -184,7 +184,7 @@ impl Case<'_> {
         let status = self.backup.status.as_ref().present("the status")?;
         if status.phase != Phase::Succeeded {
             ensure!(
-                status.consistency.is_none_or(|consistency| consistency == Consistency::None),
+                status.consistency != Some(Consistency::Application),
                 "{name} is {:?} and yet {:?}",
                 status.phase,
                 status.consistency

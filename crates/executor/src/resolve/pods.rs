@@ -1,6 +1,7 @@
 //! Pods as the run sees them: which are meant, what they mount, and whether they are still the same.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -8,10 +9,15 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use stillpoint_api::evidence::{ContainerState, Resolved};
 
-use super::choose::Chosen;
+use super::choose::{Chosen, PodRule, Roles};
 use super::{Resolution, ask};
 use crate::context::{Context, RequestError, bounded};
 use crate::run::Record;
+
+/// How long a role is asked for that could not be heard: a restarted kubelet serves again in a few seconds.
+const ROLE_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between two such questions.
+const ROLE_LOOK: Duration = Duration::from_secs(1);
 
 /// A selector in the form of the API's query parameter.
 pub fn selector_text(selector: &LabelSelector) -> String {
@@ -168,12 +174,32 @@ pub async fn read_again(context: &Context, resolution: &Resolution) -> Result<Af
         let writers =
             writers.filter(|pod| again.claims.iter().any(|claim| writes(pod, claim))).cloned().collect();
         let name = &again.application.name;
-        let roles = ask::roles(context, &resolution.namespace, name, &again.rule, &pods).await;
+        let roles = roles_patiently(context, &resolution.namespace, name, &again.rule, &pods).await;
         let chosen = again.rule.choose(&again.application, &pods, &roles).unwrap_or_default();
         let chosen = evidence(&chosen);
         found.insert(name.clone(), Found { pods, writers, chosen });
     }
     Ok(After { found })
+}
+
+/// The roles, asked again while one of them could not be heard: the window is over, and a node agent that restarts must not
+/// cost the point.
+async fn roles_patiently(
+    context: &Context,
+    namespace: &str,
+    application: &str,
+    rule: &PodRule,
+    pods: &[Pod],
+) -> Roles {
+    let until = context.clock.mono() + ROLE_PATIENCE;
+    loop {
+        let roles = ask::roles(context, namespace, application, rule, pods).await;
+        let unheard = roles.values().any(|answer| answer.as_ref().is_err_and(|why| why.may_pass));
+        if !unheard || context.clock.mono() >= until {
+            return roles;
+        }
+        tokio::time::sleep(ROLE_LOOK).await;
+    }
 }
 
 /// What a role rule chose, for the record.

@@ -8,7 +8,7 @@ use kube::Api;
 use serde_json::{Value, json};
 use stillpoint_api::Backup;
 use stillpoint_api::evidence::{Consistency, Verdict};
-use stillpoint_simcluster::CLASS;
+use stillpoint_simcluster::{CLASS, Fault, FaultAction};
 
 use crate::stage::{NAMESPACE, SOON, Stage, create, eventually, why};
 
@@ -349,6 +349,21 @@ async fn a_failover_during_the_freeze_is_no_proof() {
         missing.iter().any(|finding| finding.rule == 4 && finding.finding.contains("role rule")),
         "{missing:#?}"
     );
+    several.0.end().await;
+}
+
+#[tokio::test]
+async fn a_role_that_cannot_be_asked_for_right_after_the_thaw_is_asked_for_again() {
+    let several = replicas("unheard").await;
+    several.0.slow_cuts(Duration::from_secs(1));
+    several.begin("b", json!([application("set", "replicated")])).await;
+    several.until("set-1 frozen").await;
+    // Nothing is executed in the window but what is held already: these are the questions after it.
+    let hits = several.0.cluster.faults().hits();
+    several.0.cluster.faults().inject(Fault::new("*", "pods/exec", FaultAction::Status(503)).times(2));
+    let backup = several.0.finished("b").await;
+    assert_eq!(several.0.cluster.faults().hits(), hits + 2);
+    assert_eq!(why(&backup), "Completed", "{:#?}", backup.status);
     several.0.end().await;
 }
 
