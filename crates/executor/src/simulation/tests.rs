@@ -69,6 +69,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (125, "a snapshot whose 201 was lost stayed beside a kept point"),
     (2495, "a restarted container took the freeze of a killed holder with it"),
     (5994, "a holder that was killed while its thaw failed"),
+    (43_461, "a driver's old handle, shown to the watch, was replaced by a new one and taken for a cut"),
 ];
 
 /// Runs something for every number on every core; answers what is not `None`, in order.

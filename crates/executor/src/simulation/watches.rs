@@ -82,7 +82,11 @@ impl World {
             }
             waits |= of.signal == CutSignal::Ready && !content.ready;
             match &content.handle {
-                Some(handle) if known.as_ref() != Some(handle) && !shown_elsewhere => {
+                Some(_) if shown_elsewhere => {
+                    let message = "the driver answered with a snapshot that it had".to_owned();
+                    news.push((of.mailbox, Event::SnapshotFailed { cut: of.cut, message }));
+                }
+                Some(handle) if known.as_ref() != Some(handle) => {
                     if of.signal == CutSignal::Handle || content.ready {
                         let seen = CutSeen {
                             snapshot_uid: content.snapshot_uid.clone(),
