@@ -17,6 +17,7 @@ use stillpoint_api::backup::{
     CONSISTENCY_ANNOTATION, CUT_ANNOTATION, NAMESPACE_LABEL, NAMESPACE_UID_LABEL, POLICY_LABEL,
     TEMPLATE_DIGEST_ANNOTATION, WINDOW_ANNOTATION,
 };
+use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{Consistency, MemberEvidence, SettledMember, Window};
 use stillpoint_api::policy::Requirement;
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
@@ -26,7 +27,8 @@ use crate::context::{Context, RequestError, bounded};
 use crate::snapshot_request::label;
 use crate::verdict::{Evidence, Judgement, driver_cut_time, judge};
 
-/// How long a snapshot may take to become usable: large volumes upload for hours after the cut.
+/// How long all snapshots of a run together may take to become usable: large volumes upload for hours after the cut, at the
+/// same time. Each is looked at once at least.
 const READY_WITHIN: Duration = Duration::from_secs(6 * 3600);
 const LOOK_FIRST: Duration = Duration::from_millis(50);
 const LOOK_AT_MOST: Duration = Duration::from_secs(10);
@@ -48,11 +50,12 @@ pub struct Settled {
 pub async fn settle(context: &Context, namespace: &str, status: &BackupStatus) -> Settled {
     let window = status.window.clone().unwrap_or_default();
     let mut members = status.members.clone();
-    groups::settle(context, namespace, &mut members).await;
+    let until = context.clock.mono() + READY_WITHIN;
+    groups::settle(context, namespace, until, &mut members).await;
     for member in &mut members {
         let cut_wall = member.signal.and_then(|signal| wall(&window, signal.0));
         if member.group.is_none() {
-            member.settled = wait_until_ready(context, namespace, member).await;
+            member.settled = wait_until_ready(context, namespace, until, member).await;
         }
         member.cut = member_cut(&window, member).map(MicroTime);
         let ready = member.settled.as_ref().and_then(|settled| settled.ready_at.as_ref());
@@ -88,17 +91,17 @@ fn member_cut(window: &Window, member: &MemberEvidence) -> Option<Timestamp> {
 async fn wait_until_ready(
     context: &Context,
     namespace: &str,
+    until: Mono,
     member: &MemberEvidence,
 ) -> Option<SettledMember> {
     let content = member.content.clone()?;
     let snapshots: Api<VolumeSnapshot> = Api::namespaced(context.client.clone(), namespace);
     let contents: Api<VolumeSnapshotContent> = Api::all(context.client.clone());
-    let mut waited = Duration::ZERO;
     let mut pause = LOOK_FIRST;
     loop {
         match look(context, &snapshots, &contents, member, &content).await {
             Ok(Look::Ready(found)) => return Some(found),
-            Ok(Look::NotYet(found)) if waited >= READY_WITHIN => return Some(found),
+            Ok(Look::NotYet(found)) if context.clock.mono() >= until => return Some(found),
             Ok(Look::NotYet(_)) => {}
             Ok(Look::Gone) => return None,
             Err(error) => {
@@ -106,7 +109,6 @@ async fn wait_until_ready(
             }
         }
         tokio::time::sleep(pause).await;
-        waited += pause;
         pause = (pause * 2).min(LOOK_AT_MOST);
     }
 }

@@ -6,18 +6,18 @@
 //! volume it has instead.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use stillpoint_api::backup::{BackupStatus, CONSISTENCY_ANNOTATION};
+use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{GroupEvidence, MemberEvidence, SettledMember};
 use stillpoint_api::group_snapshot::{VolumeGroupSnapshot, VolumeGroupSnapshotContent};
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use tracing::warn;
 
-use super::{LOOK_AT_MOST, LOOK_FIRST, Owner, READY_WITHIN, Settled, annotations};
+use super::{LOOK_AT_MOST, LOOK_FIRST, Owner, Settled, annotations};
 use crate::context::{Context, RequestError, bounded};
 
 /// The members of one group, as they were found.
@@ -49,7 +49,7 @@ struct Look {
 }
 
 /// Waits until the groups of these members are ready, and completes the members.
-pub(super) async fn settle(context: &Context, namespace: &str, members: &mut [MemberEvidence]) {
+pub(super) async fn settle(context: &Context, namespace: &str, until: Mono, members: &mut [MemberEvidence]) {
     let mut groups: BTreeMap<String, GroupEvidence> = BTreeMap::new();
     for group in members.iter().filter_map(|member| member.group.as_ref()) {
         groups.entry(group.volume_group_snapshot.clone()).or_insert_with(|| group.clone());
@@ -60,7 +60,7 @@ pub(super) async fn settle(context: &Context, namespace: &str, members: &mut [Me
         };
         let wanted: BTreeSet<String> =
             members.iter_mut().filter(of).map(|member| member.volume_handle.clone()).collect();
-        let Some(seen) = wait(context, namespace, &group, &wanted).await else { continue };
+        let Some(seen) = wait(context, namespace, until, &group, &wanted).await else { continue };
         for member in members.iter_mut().filter(of) {
             if let Some(group) = &mut member.group {
                 group.exact = seen.exact;
@@ -79,16 +79,17 @@ pub(super) async fn settle(context: &Context, namespace: &str, members: &mut [Me
 async fn wait(
     context: &Context,
     namespace: &str,
+    until: Mono,
     group: &GroupEvidence,
     wanted: &BTreeSet<String>,
 ) -> Option<Seen> {
-    let (mut waited, mut pause) = (Duration::ZERO, LOOK_FIRST);
+    let mut pause = LOOK_FIRST;
     loop {
         match look(context, namespace, group).await {
             Ok(None) => return None,
             Ok(Some(look)) => {
                 let seen = judge(group, wanted, &look);
-                if seen.ready || seen.exact == Some(false) || waited >= READY_WITHIN {
+                if seen.ready || seen.exact == Some(false) || context.clock.mono() >= until {
                     return Some(seen);
                 }
             }
@@ -97,7 +98,6 @@ async fn wait(
             }
         }
         tokio::time::sleep(pause).await;
-        waited += pause;
         pause = (pause * 2).min(LOOK_AT_MOST);
     }
 }

@@ -36,18 +36,19 @@ pub async fn settle(
 ) -> Option<Settled> {
     let window = status.window.clone().unwrap_or_default();
     let mut members = status.members.clone();
+    let until = handle.mono() + READY_WITHIN;
     for member in &mut members {
         let (uid, content) = match &member.group {
             Some(group) => (group.uid.clone(), group.content.clone()),
             None => (member.volume_snapshot_uid.clone(), member.content.clone()),
         };
         let (Some(uid), Some(_)) = (uid, content) else { continue };
-        let (mut waited, mut pause) = (Duration::ZERO, LOOK_FIRST);
+        let mut pause = LOOK_FIRST;
         loop {
             match handle.request(Request::Look(uid.clone())).await {
                 Some(Answer::Snapshots(found)) => {
                     let ready = look(handle, member, &found[0]);
-                    if ready || waited >= READY_WITHIN {
+                    if ready || handle.mono() >= until {
                         break;
                     }
                 }
@@ -60,7 +61,6 @@ pub async fn settle(
             if handle.pause(pause, &mut stop).await {
                 return None;
             }
-            waited += pause;
             pause = (pause * 2).min(Duration::from_secs(300));
         }
     }

@@ -70,6 +70,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (2495, "a restarted container took the freeze of a killed holder with it"),
     (5994, "a holder that was killed while its thaw failed"),
     (43_461, "a driver's old handle, shown to the watch, was replaced by a new one and taken for a cut"),
+    (96_976, "snapshots that never became ready were waited for one after the other, each as long as all"),
 ];
 
 /// Runs something for every number on every core; answers what is not `None`, in order.
