@@ -462,7 +462,13 @@ impl Conductor<'_> {
                 }
             };
         };
-        self.handle.with(|world| world.check_verdict(&status, &settled.members, &settled.judgement));
+        let us = self.identity();
+        self.handle.with(|world| {
+            // What a process judges that is no longer the owner is never written, and so is no verdict.
+            if world.api.backups[self.backup].status.executor.as_deref() == Some(us.as_str()) {
+                world.check_verdict(&status, &settled.members, &settled.judgement);
+            }
+        });
         if !settled.keep {
             // An owner that was only stopped must not remove what another one keeps.
             self.write(WRITE_WITHIN, |_| {}).await?;
