@@ -227,9 +227,10 @@ fn parse_blackouts(
 
 /// The intervals of the schedule, with the gaps that blackouts make: those of [`WINDOWS_ANALYSED`] windows.
 fn analysis(schedule: &Schedule, blackouts: &Blackouts, now: Timestamp) -> Result<Option<Analysis>, Finding> {
-    let Some(mut found) = schedule.analysis(now).filter(|_| !blackouts.is_empty()) else {
-        return Ok(schedule.analysis(now));
-    };
+    let Some(mut found) = schedule.analysis(now) else { return Ok(None) };
+    if blackouts.is_empty() {
+        return Ok(Some(found));
+    }
     let spec = SlotSpec {
         schedule: Arc::new(schedule.clone()),
         offset: Duration::ZERO,
