@@ -175,7 +175,7 @@ impl Attempt<'_> {
             let Some(member) = cut.members.first().and_then(|first| plan.members.get(first.0)) else {
                 continue;
             };
-            self.subscriptions.push(self.context.contents.subscribe(
+            self.subscriptions.push(self.context.contents.singles().subscribe(
                 &self.resolution.namespace,
                 &member.volume_snapshot,
                 member.storage.signal,

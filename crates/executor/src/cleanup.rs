@@ -162,8 +162,8 @@ async fn policy_of(
     if content.status.as_ref().is_none_or(|status| status.snapshot_handle.is_none()) {
         return Ok("Delete");
     }
-    let other = if context.contents.is_listed() {
-        context.contents.shares_handle(content)
+    let other = if context.contents.singles().is_listed() {
+        context.contents.singles().shares_handle(content)
     } else {
         let all = bounded("list snapshot contents", contents.list(&ListParams::default())).await?.items;
         let handle = |one: &VolumeSnapshotContent| {

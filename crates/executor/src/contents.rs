@@ -1,15 +1,11 @@
 //! What is watched of snapshots: VolumeSnapshotContents, and VolumeGroupSnapshotContents from the first run that needs
 //! them.
 
-use std::time::Duration;
-
 use kube::Client;
-use stillpoint_api::evidence::CutSignal;
 use stillpoint_api::group_snapshot::VolumeGroupSnapshotContent;
 use stillpoint_api::snapshot::{SnapshotRef, VolumeSnapshotContent};
-use tokio::sync::mpsc;
 
-use crate::cut_watch::{ContentNews, CutContent, CutStatus, CutWatch, Subscription};
+use crate::cut_watch::{CutContent, CutStatus, CutWatch};
 use crate::run::CutSeen;
 
 /// The shared watches.
@@ -31,36 +27,14 @@ impl ContentWatch {
         Self { singles: CutWatch::new(true), groups: CutWatch::new(false) }
     }
 
+    /// The watch on the contents of single snapshots, which is open from the start.
+    pub const fn singles(&self) -> &CutWatch<VolumeSnapshotContent> {
+        &self.singles
+    }
+
     /// The watch on the contents of groups, which nobody opens before a run needs it.
     pub const fn groups(&self) -> &CutWatch<VolumeGroupSnapshotContent> {
         &self.groups
-    }
-
-    /// Whether the watch on single snapshots shows the present state: false at start and while it is broken.
-    pub fn is_listed(&self) -> bool {
-        self.singles.is_listed()
-    }
-
-    /// Waits until the watch on single snapshots shows the present state, at most `patience`.
-    pub async fn listed(&self, patience: Duration) -> bool {
-        self.singles.listed(patience).await
-    }
-
-    /// Follows one snapshot, by namespace and name, before it is created.
-    pub fn subscribe(
-        &self,
-        namespace: &str,
-        name: &str,
-        signal: CutSignal,
-        token: usize,
-        news: mpsc::UnboundedSender<(usize, ContentNews)>,
-    ) -> Subscription {
-        self.singles.subscribe(namespace, name, signal, token, news)
-    }
-
-    /// Another content that shows the same handle of the same driver; see [`CutWatch::shares_handle`].
-    pub fn shares_handle(&self, content: &VolumeSnapshotContent) -> Option<String> {
-        self.singles.shares_handle(content)
     }
 
     /// Keeps the watches open until the future is dropped.
@@ -113,11 +87,13 @@ impl CutContent for VolumeSnapshotContent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cut_watch::news_of;
+    use crate::cut_watch::{ContentNews, news_of};
     use kube::runtime::watcher::Event;
+    use stillpoint_api::evidence::CutSignal;
     use stillpoint_api::snapshot::{
         SnapshotError, VolumeSnapshotContentSource, VolumeSnapshotContentSpec, VolumeSnapshotContentStatus,
     };
+    use tokio::sync::mpsc;
 
     fn content(status: Option<VolumeSnapshotContentStatus>) -> VolumeSnapshotContent {
         let mut content = VolumeSnapshotContent::new(

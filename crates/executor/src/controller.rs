@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use kube::{Api, ResourceExt};
 use stillpoint_api::backup::{ABANDON_ANNOTATION, Backup, SNAPSHOTS_FINALIZER};
 use tokio::sync::{Semaphore, watch};
@@ -25,6 +25,7 @@ use crate::happenings::Happenings;
 use crate::journal::JournalError;
 use crate::ownership::sweeper::Sweeper;
 use crate::run::{Abort, Reason};
+use crate::steady_watch::{OPEN_AGAIN_AFTER, steady_watch};
 
 /// Runs at once in this process.
 const MAX_RUNS: usize = 16;
@@ -78,8 +79,7 @@ pub async fn run(
         context,
     });
     let api: Api<Backup> = Api::all(shared.context.client.clone());
-    let open = || watcher(api.clone(), watcher::Config::default()).boxed();
-    let mut events = open();
+    let mut events = steady_watch(api, OPEN_AGAIN_AFTER);
     let mut tasks: JoinSet<Key> = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     let ownership = shared.context.ownership.clone();
@@ -105,9 +105,6 @@ pub async fn run(
                 Some(Err(error)) => {
                     listed.send_replace(false);
                     debug!(%error, "the watch on Backups broke; it is opened again");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
-                    events = open();
                 }
                 Some(Ok(Event::Init)) => {}
                 Some(Ok(Event::InitDone)) => {

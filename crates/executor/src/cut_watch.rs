@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use stillpoint_api::evidence::CutSignal;
@@ -20,9 +20,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 use crate::run::CutSeen;
+use crate::steady_watch::steady_watch;
 
 /// Pause after the watch broke: long enough not to hammer a starting API server, short against every budget.
-const RETRY_AFTER: Duration = Duration::from_millis(200);
+const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// What the watch says about one cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,8 +170,7 @@ impl<K: CutContent> CutWatch<K> {
             return;
         }
         let api: Api<K> = Api::all(client);
-        let open = || watcher(api.clone(), watcher::Config::default()).boxed();
-        let mut events = open();
+        let mut events = steady_watch(api, OPEN_AGAIN_AFTER);
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.take(event),
@@ -178,9 +178,6 @@ impl<K: CutContent> CutWatch<K> {
                     self.shared.listed.send_replace(false);
                     // Without the snapshot CRDs this is the normal state; preflight says so to whoever needs them.
                     debug!(%error, kind = %K::kind(&()), "the watch on contents broke; it is opened again");
-                    tokio::time::sleep(RETRY_AFTER).await;
-                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
-                    events = open();
                 }
             }
         }

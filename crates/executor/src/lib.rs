@@ -33,6 +33,7 @@ pub mod settle;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod snapshot_request;
+mod steady_watch;
 pub mod storage;
 pub mod storage_path;
 pub mod verdict;

@@ -31,7 +31,7 @@ pub async fn check(
     resolution: &Resolution,
     nonce: &str,
 ) -> Result<Option<ApiClockReading>, Refusal> {
-    if !context.contents.listed(WATCH_PATIENCE).await {
+    if !context.contents.singles().listed(WATCH_PATIENCE).await {
         return Err(Refusal::may_pass(
             "SnapshotWatchClosed",
             "the watch on VolumeSnapshotContents is not open, so a cut could not be seen: check the snapshot CRDs and \

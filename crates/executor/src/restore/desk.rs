@@ -4,10 +4,9 @@
 //! (docs/design/freeze.md §5). What the watch shows is remembered as a key and its claim; a task reads its Restore itself.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use futures::StreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use kube::{Api, ResourceExt};
 use stillpoint_api::restore::{Restore, RestorePhase};
 use tokio::sync::watch;
@@ -19,9 +18,7 @@ use super::carry_out;
 use crate::context::{Context, bounded};
 use crate::controller::ControllerError;
 use crate::happenings::Happenings;
-
-/// Pause before a watch that broke is opened again.
-const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(500);
+use crate::steady_watch::{OPEN_AGAIN_AFTER, steady_watch};
 
 type Key = (String, String);
 
@@ -47,8 +44,7 @@ pub async fn run(
 ) -> Result<(), ControllerError> {
     let happenings = Happenings::new(context.client.clone(), context.ownership.identity());
     let api: Api<Restore> = Api::all(context.client.clone());
-    let open = || watcher(api.clone(), watcher::Config::default()).boxed();
-    let mut events = open();
+    let mut events = steady_watch(api, OPEN_AGAIN_AFTER);
     let mut shutdown = std::pin::pin!(shutdown);
     // Nothing is claimed by a replica that the others cannot see.
     tokio::select! {
@@ -69,9 +65,6 @@ pub async fn run(
                 Some(Err(error)) => {
                     listed.send_replace(false);
                     debug!(%error, "the watch on Restores broke; it is opened again");
-                    tokio::time::sleep(OPEN_AGAIN_AFTER).await;
-                    // A new one lists again: a watch that could not be opened does not say when it is open at last.
-                    events = open();
                 }
                 Some(Ok(Event::Init)) => desk.open.clear(),
                 Some(Ok(Event::InitDone)) => {
