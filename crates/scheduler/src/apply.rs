@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -40,6 +41,8 @@ pub(crate) struct Apply {
     pub cluster_uid: String,
     pub schedules: Schedules,
     pub leadership: Leadership,
+    /// Longest time that deletes may take of a pass.
+    pub deletes_bound: Duration,
     /// Whether any Backup of the cluster is in its freeze.
     frozen: AtomicBool,
     recorder: Recorder,
@@ -81,7 +84,16 @@ impl Apply {
     ) -> Self {
         let reporter = Reporter { controller: "stillpoint-scheduler".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, clock, cluster_uid, schedules, leadership, frozen: AtomicBool::new(false), recorder }
+        Self {
+            client,
+            clock,
+            cluster_uid,
+            schedules,
+            leadership,
+            deletes_bound: prune::BOUND,
+            frozen: AtomicBool::new(false),
+            recorder,
+        }
     }
 
     /// The fence: asked immediately before every write, so that nothing is sent after the lead may have passed on.

@@ -25,6 +25,8 @@ struct Server {
     deletes: Vec<Value>,
     /// Every delete fails.
     deletes_fail: bool,
+    /// No delete is answered.
+    deletes_hang: bool,
     /// Reasons of the events that were told.
     events: Vec<String>,
 }
@@ -98,6 +100,10 @@ fn client(server: &Arc<Mutex<Server>>) -> Client {
         async move {
             let (parts, body) = request.into_parts();
             let body = body.collect_bytes().await.unwrap();
+            let hangs = parts.method == Method::DELETE && server.lock().unwrap().deletes_hang;
+            if hangs {
+                std::future::pending::<()>().await;
+            }
             let (code, answer) = server.lock().unwrap().answer(&parts.method, parts.uri.path(), &body);
             let body = Body::from(serde_json::to_vec(&answer).unwrap());
             Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
@@ -393,6 +399,17 @@ async fn a_delete_that_fails_is_told_and_keeps_no_slot_from_starting() {
     assert!(world.scheduler.failures.is_empty());
     let again = "2026-11-14T02:01:01Z".parse().unwrap();
     assert!(world.scheduler.due.next_due().is_some_and(|due| due <= again));
+}
+
+#[tokio::test]
+async fn a_delete_that_hangs_is_given_up_and_keeps_no_slot_from_starting() {
+    let mut world = World::new();
+    world.server.lock().unwrap().deletes_hang = true;
+    Arc::get_mut(&mut world.scheduler.context).unwrap().deletes_bound = Duration::from_millis(20);
+    world.list_policies();
+    world.list_backups(&[point("old", "2026-11-12T02:00:00Z"), point("new", "2026-11-13T02:00:00Z")]);
+    world.until(|server| server.events.contains(&"DeletionFailed".to_owned())).await;
+    assert_eq!(world.writes(), ["POST backups", "PUT backuppolicies/nightly/status"]);
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use crate::retention::{self, DELETES_AT_ONCE, Point};
 
 /// Longest time that deletes may take of a pass: the policy's next slot waits for it. A list, two reads and two deletes
 /// take a second.
-const BOUND: Duration = Duration::from_secs(10);
+pub(crate) const BOUND: Duration = Duration::from_secs(10);
 
 /// When deletes that could not be made are tried again: nothing tells when a Restore ends.
 pub(crate) const AGAIN: SignedDuration = SignedDuration::from_secs(60);
@@ -57,12 +57,12 @@ pub(crate) async fn prune(
         return Pruned::Done;
     }
     let deletes = delete_some(context, key, backups, delete, going);
-    let why = match tokio::time::timeout(BOUND, deletes).await {
+    let why = match tokio::time::timeout(context.deletes_bound, deletes).await {
         Ok(Ok(pruned)) => return pruned,
         // The replica that leads now takes it up.
         Ok(Err(ApplyError::Deposed)) => return Pruned::Again,
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("the API server did not answer within {} s", BOUND.as_secs()),
+        Err(_) => format!("the API server did not answer within {:?}", context.deletes_bound),
     };
     tracing::warn!(policy = %key, why, "retention could not delete; it is tried again, and backups go on");
     let note = format!("retention could not delete, and tries again in a minute; backups go on: {why}");
