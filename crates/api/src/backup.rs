@@ -80,7 +80,7 @@ pub struct BackupSpec {
     #[schemars(default)]
     #[x_kube(validation = Rule::new("self || !oldSelf").message("a cancellation cannot be taken back"))]
     pub cancel: bool,
-    /// Keeps this point whatever retention says. Not supported yet.
+    /// A legal hold: retention never deletes this point, and it takes no place among those that the policy keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<LegalHold>,
 }

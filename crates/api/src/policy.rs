@@ -24,6 +24,9 @@ pub const DEFAULT_RUN_DEADLINE: LongDuration = LongDuration::from_secs(15 * 60);
 /// Recovery points kept when a policy has no retention.
 pub const DEFAULT_RETENTION_LAST: u32 = 7;
 
+/// Annotation of a policy: the `metadata.generation` whose deletions somebody agreed to while `RetentionPaused` is true.
+pub const DELETIONS_AGREED_ANNOTATION: &str = "stillpoint.dev/deletions-agreed";
+
 /// Protects applications of one namespace on a schedule.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -88,7 +91,7 @@ pub struct BackupPolicySpec {
     /// How snapshots are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotOptions>,
-    /// How many proven points are kept. Default: the last 7.
+    /// Which proven points are kept. Default: the last 7. Given without any rule: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
     /// Scheduled restore drills. Not supported yet.
@@ -448,7 +451,9 @@ pub enum OnNamespaceDelete {
     Delete,
 }
 
-/// How many proven points are kept. Rules are ORed.
+/// Which proven points are kept: those that any rule asks for, in the time zone of the schedule. Points that exist are
+/// counted, never days that passed. The newest proven point is always kept. While a rule has fewer points than it asks
+/// for, the oldest one is kept as well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retention {
@@ -456,27 +461,27 @@ pub struct Retention {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub last: Option<u32>,
-    /// The newest point of each of the last n hours that have one. Not supported yet.
+    /// The newest point of each of the newest n hours that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
     pub hourly: Option<u32>,
-    /// The newest point of each of the last n days that have one. Not supported yet.
+    /// The newest point of each of the newest n days that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
     pub daily: Option<u32>,
-    /// The newest point of each of the last n ISO weeks that have one. Not supported yet.
+    /// The newest point of each of the newest n ISO weeks that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
     pub weekly: Option<u32>,
-    /// The newest point of each of the last n months that have one. Not supported yet.
+    /// The newest point of each of the newest n months that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
     pub monthly: Option<u32>,
-    /// The newest point of each of the last n years that have one. Not supported yet.
+    /// The newest point of each of the newest n years that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
     pub yearly: Option<u32>,
-    /// Every point younger than this, seen from the newest. Not supported yet.
+    /// Every point at most this much older than the newest one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<LongDuration>,
 }
@@ -506,7 +511,8 @@ pub struct VerificationRestore {
 #[serde(rename_all = "camelCase")]
 pub struct BackupPolicyStatus {
     /// `Accepted`: the spec can be scheduled. `Ready`: the last run protected what it should. `RPOAttainable`: the schedule
-    /// can meet the objective. `ClockSkew`: clocks disagree, nothing is deleted.
+    /// can meet the objective. `ClockSkew`: clocks disagree, nothing is deleted. `RetentionPaused`: more points would go at
+    /// once than an edit that was meant, and none goes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
@@ -541,6 +547,9 @@ pub struct BackupPolicyStatus {
     /// Recovery points of this policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_points: Option<RecoveryPointCounts>,
+    /// What retention decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionStatus>,
     /// Name of the Backup that is not finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
@@ -554,11 +563,43 @@ pub struct BackupPolicyStatus {
     pub missed: BTreeMap<String, u64>,
 }
 
+impl BackupPolicy {
+    /// The generation whose deletions somebody agreed to ([`DELETIONS_AGREED_ANNOTATION`]).
+    pub fn deletions_agreed(&self) -> Option<i64> {
+        self.metadata.annotations.as_ref()?.get(DELETIONS_AGREED_ANNOTATION)?.parse().ok()
+    }
+}
+
 /// A time that cannot be read, such as one after the year 9999, is the end of time: as far from now as it was meant to
 /// be, and one policy with it does not stand in the way of reading it, telling so and putting it right.
 fn lenient_time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
     Ok(Some(Time(text.parse().unwrap_or(jiff::Timestamp::MAX))))
+}
+
+/// What retention decided about the points of a policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetentionStatus {
+    /// Finished Backups that stay, and why, newest first, at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub kept: Vec<KeptPoint>,
+    /// Points that may go and are not gone yet: they wait for a freeze to end, for a Restore, or for others to be gone.
+    #[serde(default)]
+    pub expiring: u32,
+}
+
+/// A Backup that stays, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptPoint {
+    /// Its name.
+    #[schemars(length(max = 253))]
+    pub backup: String,
+    /// Every reason: `daily-3` is the third day's, counted from the newest; `newest`, `held`, `within`, `oldest-monthly`, …
+    #[schemars(length(max = 16), inner(length(max = 32)))]
+    pub reasons: Vec<String>,
 }
 
 /// Where the recovery point objective stands.
@@ -587,6 +628,9 @@ pub struct RecoveryPointCounts {
     /// Finished and not usable as proven points.
     #[serde(default)]
     pub failed: u32,
+    /// Under a legal hold.
+    #[serde(default)]
+    pub held: u32,
     /// Cut of the oldest proven point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest: Option<Time>,

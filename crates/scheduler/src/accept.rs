@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use stillpoint_api::policy::{
-    BackupPolicy, Blackout, CatchUp, Concurrency, DEFAULT_RETENTION_LAST, Schedule as ScheduleSpec,
-};
+use stillpoint_api::policy::{BackupPolicy, Blackout, CatchUp, Concurrency, Schedule as ScheduleSpec};
 use stillpoint_api::validate::{self, Finding};
 
 use crate::blackouts::{Blackouts, Window, just_before};
 use crate::cron::{Analysis, Field, Schedule, ScheduleError};
+use crate::retention::Rules;
 use crate::slots::{SlotSpec, jitter_offset};
 
 /// The zone of a schedule that names none.
@@ -42,8 +41,8 @@ pub struct Accepted {
     pub slots: SlotSpec,
     /// Its intervals; `None` when it fires at most once more.
     pub analysis: Option<Analysis>,
-    /// Proven points that are kept.
-    pub keep_last: u32,
+    /// Which points are kept.
+    pub retention: Rules,
 }
 
 /// Why a policy cannot be scheduled.
@@ -133,6 +132,7 @@ pub fn accept(
         check(policy, schedules, now).map_err(|findings| Refusal::from(findings.as_slice()))?;
     let spec = &policy.spec;
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    let retention = Rules::new(spec.retention.as_ref(), schedule.zone().clone());
     Ok(Accepted {
         slots: SlotSpec {
             schedule,
@@ -148,7 +148,7 @@ pub fn accept(
             max_interval: analysis.map_or(Duration::ZERO, |found| found.max_interval),
         },
         analysis,
-        keep_last: spec.retention.and_then(|retention| retention.last).unwrap_or(DEFAULT_RETENTION_LAST),
+        retention,
     })
 }
 

@@ -1,34 +1,32 @@
 //! Reads one policy, has it decided, and acts: create or cancel, then note, then delete.
 //!
-//! The only file of the scheduler that writes to the API server. Safe to be killed at every line and to be run
+//! With `prune`, the only file of the scheduler that writes to the API server. Safe to be killed at every line and to be run
 //! again: the Backup's name is the lock of its slot, and the status is a compare-and-swap.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use stillpoint_api::backup::{Backup, BackupSpec, POLICY_LABEL, PolicyRef, RunSpec, Trigger};
 use stillpoint_api::clock::SharedClock;
 use stillpoint_api::policy::BackupPolicy;
-use stillpoint_api::restore::{Restore, RestoreSource};
 
 use crate::accept::{Schedules, accept};
 use crate::election::Leadership;
 use crate::projection::{BackupView, PolicyKey};
+use crate::prune::{self, Pruned, prune};
 use crate::reconciler::{Cancel, Note, Observed, Outcome, Start, reconcile};
 use crate::slots::backup_name;
 use crate::templates;
 
 /// How often a status write that met another writer is decided again before the policy waits for its retry.
 const CONFLICTS: usize = 5;
-
-/// Backups of one policy that are being deleted at once: their snapshots load the storage of the application they
-/// belong to. The next ones follow when these are gone.
-const DELETES_AT_ONCE: usize = 2;
 
 /// Longest note of an event, in characters; the limit is 1 kB and texts are mostly ASCII.
 const MAX_NOTE: usize = 900;
@@ -43,6 +41,10 @@ pub(crate) struct Apply {
     pub cluster_uid: String,
     pub schedules: Schedules,
     pub leadership: Leadership,
+    /// Longest time that deletes may take of a pass.
+    pub deletes_bound: Duration,
+    /// Whether any Backup of the cluster is in its freeze.
+    frozen: AtomicBool,
     recorder: Recorder,
 }
 
@@ -82,16 +84,35 @@ impl Apply {
     ) -> Self {
         let reporter = Reporter { controller: "stillpoint-scheduler".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, clock, cluster_uid, schedules, leadership, recorder }
+        Self {
+            client,
+            clock,
+            cluster_uid,
+            schedules,
+            leadership,
+            deletes_bound: prune::BOUND,
+            frozen: AtomicBool::new(false),
+            recorder,
+        }
     }
 
     /// The fence: asked immediately before every write, so that nothing is sent after the lead may have passed on.
-    fn fence(&self) -> Result<(), ApplyError> {
+    pub fn fence(&self) -> Result<(), ApplyError> {
         if self.leadership.leads() { Ok(()) } else { Err(ApplyError::Deposed) }
     }
 
+    /// Notes whether any Backup of the cluster is in its freeze; work that goes on asks before every delete.
+    pub fn set_frozen(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::SeqCst);
+    }
+
+    /// Whether any Backup of the cluster is in its freeze.
+    pub fn frozen(&self) -> bool {
+        self.frozen.load(Ordering::SeqCst)
+    }
+
     /// An event is for people: when it cannot be written, the status still says the same.
-    async fn tell(&self, policy: &BackupPolicy, reason: &str, note: String) {
+    pub async fn tell(&self, policy: &BackupPolicy, reason: &str, note: String) {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
@@ -114,8 +135,6 @@ pub(crate) struct Seen<'a> {
     pub backups: &'a [BackupView],
     /// Failures that are not counted in its status yet.
     pub fresh_failures: u32,
-    /// Nothing in the cluster is frozen.
-    pub may_delete: bool,
     /// How far the API server's clock is ahead, when that is more than clocks ordinarily differ.
     pub server_ahead: Option<SignedDuration>,
 }
@@ -164,11 +183,13 @@ pub(crate) async fn apply(context: &Apply, key: &PolicyKey, seen: &Seen<'_>) -> 
             log(key, note);
             context.tell(&policy, note.reason(), note.message()).await;
         }
-        let deletes_wait = !outcome.delete.is_empty() && !seen.may_delete;
-        if seen.may_delete {
-            delete(context, key, seen.backups, &outcome.delete).await?;
-        }
-        let wake_at = outcome.wake_at.into_iter().chain(look_again).min();
+        let pruned = prune(context, &policy, key, seen.backups, &outcome.delete).await;
+        let again = match pruned {
+            Pruned::Again => now.checked_add(prune::AGAIN).ok(),
+            Pruned::Done | Pruned::Frozen => None,
+        };
+        let wake_at = [outcome.wake_at, look_again, again].into_iter().flatten().min();
+        let deletes_wait = pruned == Pruned::Frozen;
         return Ok(Applied { wake_at, failures_noted: seen.fresh_failures, deletes_wait });
     }
     Err(ApplyError::Conflict)
@@ -277,56 +298,10 @@ async fn write_status(
     }
 }
 
-/// Deletes the oldest of `names` that no restore uses. Another event brings the next pass.
-async fn delete(
-    context: &Apply,
-    key: &PolicyKey,
-    backups: &[BackupView],
-    names: &[String],
-) -> Result<(), ApplyError> {
-    let going = backups.iter().filter(|backup| backup.deleting).count();
-    let room = DELETES_AT_ONCE.saturating_sub(going);
-    if names.is_empty() || room == 0 {
-        return Ok(());
-    }
-    let restores: Api<Restore> = Api::namespaced(context.client.clone(), &key.namespace);
-    let restores = restores.list(&ListParams::default()).await.map_err(api("list the restores"))?;
-    let used: Vec<&str> = restores.iter().filter(|restore| !finished(restore)).filter_map(source).collect();
-    let api_backups: Api<Backup> = Api::namespaced(context.client.clone(), &key.namespace);
-    let free = names.iter().filter(|name| !used.contains(&name.as_str()));
-    for name in free.take(room) {
-        let uid = backups.iter().find(|backup| backup.name == *name).map(|backup| backup.uid.clone());
-        let preconditions = Some(Preconditions { uid, resource_version: None });
-        context.fence()?;
-        match api_backups.delete(name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
-            Ok(_) => tracing::info!(policy = %key, backup = name, "a backup was deleted by retention"),
-            // Gone already, or another object by now.
-            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
-            Err(error) => return Err(api("delete a Backup")(error)),
-        }
-    }
-    Ok(())
-}
-
-/// The Backup that a Restore reads, as far as it is known.
-fn source(restore: &Restore) -> Option<&str> {
-    let resolved = restore.status.as_ref().and_then(|status| status.backup.as_deref());
-    resolved.or(match &restore.spec.source {
-        RestoreSource::BackupRef(backup) => Some(backup.name.as_str()),
-        // The newest proven point, which is never deleted.
-        RestoreSource::Latest(_) | RestoreSource::Handles(_) => None,
-    })
-}
-
-fn finished(restore: &Restore) -> bool {
-    let conditions = restore.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Finished" && condition.status == "True")
-}
-
 fn log(key: &PolicyKey, note: &Note) {
     tracing::warn!(policy = %key, reason = note.reason(), message = note.message(), "the policy needs attention");
 }
 
-fn api(action: &'static str) -> impl FnOnce(kube::Error) -> ApplyError {
+pub(crate) fn api(action: &'static str) -> impl FnOnce(kube::Error) -> ApplyError {
     move |source| ApplyError::Api { action, source: Box::new(source) }
 }

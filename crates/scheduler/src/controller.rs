@@ -295,10 +295,9 @@ impl Scheduler {
             let context = self.context.clone();
             let backups = self.projection.backups(&key);
             let fresh_failures = self.projection.fresh_failures(&key);
-            let may_delete = !self.projection.anything_frozen();
             let server_ahead = *self.server_ahead.borrow();
             self.tasks.spawn(async move {
-                let seen = Seen { backups: &backups, fresh_failures, may_delete, server_ahead };
+                let seen = Seen { backups: &backups, fresh_failures, server_ahead };
                 let result = apply(&context, &key, &seen).await;
                 (key, result)
             });
@@ -431,6 +430,7 @@ impl Scheduler {
                 }
             }
         }
+        self.context.set_frozen(self.projection.anything_frozen());
         self.resume_deletes();
     }
 

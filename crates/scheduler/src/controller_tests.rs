@@ -19,6 +19,16 @@ struct Server {
     version: u64,
     /// Status writes that somebody else gets ahead of.
     conflicts: u32,
+    /// Restores of the namespace.
+    restores: Vec<Value>,
+    /// Bodies of the deletes.
+    deletes: Vec<Value>,
+    /// Every delete fails.
+    deletes_fail: bool,
+    /// No delete is answered.
+    deletes_hang: bool,
+    /// Reasons of the events that were told.
+    events: Vec<String>,
 }
 
 impl Server {
@@ -34,6 +44,7 @@ impl Server {
             path.strip_prefix("/apis/stillpoint.dev/v1alpha1/namespaces/shop/").unwrap_or(path).to_owned();
         let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
         if path.contains("/events") {
+            self.events.push(body["reason"].as_str().unwrap_or_default().to_owned());
             return (201, body);
         }
         if *method != Method::GET {
@@ -42,7 +53,7 @@ impl Server {
         match *method {
             Method::GET if path == "restores" => (
                 200,
-                json!({"apiVersion": "stillpoint.dev/v1alpha1", "kind": "RestoreList", "metadata": {}, "items": []}),
+                json!({"apiVersion": "stillpoint.dev/v1alpha1", "kind": "RestoreList", "metadata": {}, "items": self.restores}),
             ),
             Method::GET => match self.objects.get(&path) {
                 Some(object) => (200, object.clone()),
@@ -67,7 +78,9 @@ impl Server {
                 }
                 (200, self.put(path, body))
             }
+            Method::DELETE if self.deletes_fail => failure(500, "InternalError"),
             Method::DELETE => {
+                self.deletes.push(body);
                 self.objects.remove(&path);
                 (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success", "code": 200}))
             }
@@ -87,6 +100,10 @@ fn client(server: &Arc<Mutex<Server>>) -> Client {
         async move {
             let (parts, body) = request.into_parts();
             let body = body.collect_bytes().await.unwrap();
+            let hangs = parts.method == Method::DELETE && server.lock().unwrap().deletes_hang;
+            if hangs {
+                std::future::pending::<()>().await;
+            }
             let (code, answer) = server.lock().unwrap().answer(&parts.method, parts.uri.path(), &body);
             let body = Body::from(serde_json::to_vec(&answer).unwrap());
             Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
@@ -299,6 +316,100 @@ async fn points_beyond_retention_wait_for_the_end_of_any_freeze_in_the_cluster()
     world.backups.unbounded_send(Ok(Event::Apply(guarded(thawed)))).unwrap();
     world.until(|server| server.writes.contains(&"DELETE backups/old".to_owned())).await;
     assert!(world.server.lock().unwrap().objects.contains_key("backups/new"));
+}
+
+fn point(name: &str, cut: &str) -> Value {
+    backup(name, "nightly", "Succeeded", cut)
+}
+
+#[tokio::test]
+async fn a_delete_names_the_uid_and_the_version_that_was_read() {
+    let mut world = World::new();
+    world.list_policies();
+    world.list_backups(&[point("old", "2026-11-12T02:00:00Z"), point("new", "2026-11-13T02:00:00Z")]);
+    let version = world.server.lock().unwrap().objects["backups/old"]["metadata"]["resourceVersion"].clone();
+    world.until(|server| !server.deletes.is_empty()).await;
+    let server = world.server.lock().unwrap();
+    assert_eq!(server.deletes[0]["preconditions"], json!({"uid": "uid-old", "resourceVersion": version}));
+}
+
+#[tokio::test]
+async fn a_hold_that_the_watch_does_not_show_yet_keeps_its_point() {
+    let mut world = World::new();
+    world.list_policies();
+    world.list_backups(&[
+        point("held", "2026-11-11T02:00:00Z"),
+        point("old", "2026-11-12T02:00:00Z"),
+        point("new", "2026-11-13T02:00:00Z"),
+    ]);
+    let mut held = world.server.lock().unwrap().objects["backups/held"].clone();
+    held["spec"]["hold"] = json!({"reason": "audit"});
+    world.server.lock().unwrap().put("backups/held", held);
+    world.until(|server| server.writes.contains(&"DELETE backups/old".to_owned())).await;
+    assert!(world.server.lock().unwrap().objects.contains_key("backups/held"));
+    assert!(!world.writes().contains(&"DELETE backups/held".to_owned()));
+}
+
+#[tokio::test]
+async fn what_a_running_restore_reads_or_will_choose_stays() {
+    let mut world = World::new();
+    let restore = |name: &str, source: Value, status: Value| {
+        json!({
+            "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Restore",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"source": source, "target": {"clone": {}}}, "status": status,
+        })
+    };
+    let before =
+        json!({"latest": {"policyRef": {"name": "nightly"}, "before": "2026-11-12T00:00:00.000000Z"}});
+    let done = json!([{"type": "Finished", "status": "True", "reason": "Restored", "message": "",
+                       "lastTransitionTime": "2026-11-13T02:00:00Z"}]);
+    world.server.lock().unwrap().restores = vec![
+        restore("named", json!({"backupRef": {"name": "named"}}), json!({})),
+        restore("before", before, json!({})),
+        restore("done", json!({"backupRef": {"name": "done"}}), json!({"conditions": done})),
+    ];
+    world.list_policies();
+    world.list_backups(&[
+        point("named", "2026-11-09T02:00:00Z"),
+        point("done", "2026-11-10T02:00:00Z"),
+        point("chosen", "2026-11-11T02:00:00Z"),
+        point("old", "2026-11-12T02:00:00Z"),
+        point("new", "2026-11-13T02:00:00Z"),
+    ]);
+    world.until(|server| server.deletes.len() == 2).await;
+    let deletes: Vec<String> =
+        world.writes().into_iter().filter(|write| write.starts_with("DELETE")).collect();
+    assert_eq!(deletes, ["DELETE backups/done", "DELETE backups/old"]);
+}
+
+#[tokio::test]
+async fn a_delete_that_fails_is_told_and_keeps_no_slot_from_starting() {
+    let mut world = World::new();
+    world.server.lock().unwrap().deletes_fail = true;
+    world.list_policies();
+    world.list_backups(&[point("old", "2026-11-12T02:00:00Z"), point("new", "2026-11-13T02:00:00Z")]);
+    world.until(|server| server.events.contains(&"DeletionFailed".to_owned())).await;
+    assert_eq!(world.writes(), ["POST backups", "PUT backuppolicies/nightly/status", "DELETE backups/old"]);
+    while let Some(done) = world.scheduler.tasks.join_next().await {
+        let (key, result) = done.unwrap();
+        world.scheduler.done(key, result);
+    }
+    // No failure of the policy, which would put off its slots: only a time to try the delete again.
+    assert!(world.scheduler.failures.is_empty());
+    let again = "2026-11-14T02:01:01Z".parse().unwrap();
+    assert!(world.scheduler.due.next_due().is_some_and(|due| due <= again));
+}
+
+#[tokio::test]
+async fn a_delete_that_hangs_is_given_up_and_keeps_no_slot_from_starting() {
+    let mut world = World::new();
+    world.server.lock().unwrap().deletes_hang = true;
+    Arc::get_mut(&mut world.scheduler.context).unwrap().deletes_bound = Duration::from_millis(20);
+    world.list_policies();
+    world.list_backups(&[point("old", "2026-11-12T02:00:00Z"), point("new", "2026-11-13T02:00:00Z")]);
+    world.until(|server| server.events.contains(&"DeletionFailed".to_owned())).await;
+    assert_eq!(world.writes(), ["POST backups", "PUT backuppolicies/nightly/status"]);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ pub mod election;
 pub mod heap;
 pub mod objectives;
 pub mod projection;
+mod prune;
 pub mod reconciler;
 pub mod retention;
 mod server_clock;

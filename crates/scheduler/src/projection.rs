@@ -50,8 +50,12 @@ pub struct BackupView {
     pub deleting: bool,
     /// Told to end.
     pub cancelled: bool,
+    /// Under a legal hold.
+    pub held: bool,
     /// When its data was cut.
     pub cut: Option<Timestamp>,
+    /// The applications whose data it has; shared between the Backups of a policy that have the same.
+    pub applications: Arc<[String]>,
     /// Why it is no proven point.
     pub failure: Option<Failure>,
 }
@@ -81,6 +85,8 @@ pub struct Projection {
 struct PolicyMark {
     uid: Option<String>,
     generation: Option<i64>,
+    /// The generation whose deletions somebody agreed to.
+    agreed: Option<i64>,
 }
 
 impl fmt::Display for PolicyKey {
@@ -138,7 +144,12 @@ impl BackupView {
             freezing: phase == Phase::Freezing,
             deleting: deleting || phase == Phase::Deleting,
             cancelled: backup.spec.cancel,
+            held: backup.spec.hold.is_some(),
             cut: status.and_then(|status| status.cut.as_ref()).map(|time| time.0),
+            applications: status
+                .and_then(|status| status.resolved.as_ref())
+                .map(|resolved| resolved.applications.iter().map(|known| known.name.clone()).collect())
+                .unwrap_or_default(),
             failure: Failure::of(backup, standing),
         }
     }
@@ -177,9 +188,10 @@ impl Failure {
 }
 
 impl Projection {
-    /// Notes a policy. `true` when somebody changed its spec, or it is new.
+    /// Notes a policy. `true` when somebody changed its spec, agreed to its deletions, or it is new.
     pub fn policy_applied(&mut self, policy: &BackupPolicy) -> bool {
-        let mark = PolicyMark { uid: policy.uid(), generation: policy.metadata.generation };
+        let generation = policy.metadata.generation;
+        let mark = PolicyMark { uid: policy.uid(), generation, agreed: policy.deletions_agreed() };
         self.policies.insert(PolicyKey::of(policy), mark.clone()) != Some(mark)
     }
 
@@ -209,7 +221,7 @@ impl Projection {
 
     /// Notes a Backup. Its policy when a decision may depend on what changed.
     pub fn backup_applied(&mut self, backup: &Backup) -> Option<PolicyKey> {
-        let view = BackupView::of(backup);
+        let mut view = BackupView::of(backup);
         let namespace: Arc<str> = backup.metadata.namespace.as_deref().unwrap_or_default().into();
         // A run without a policy freezes as well.
         let place = (namespace, view.name.clone());
@@ -220,6 +232,9 @@ impl Projection {
         };
         let key = PolicyKey::of_backup(backup)?;
         let known = self.backups.entry(key.clone()).or_default();
+        if let Some(same) = known.values().find(|known| known.applications == view.applications) {
+            view.applications = same.applications.clone();
+        }
         let before = known.insert(view.name.clone(), view.clone());
         let was_running = before.as_ref().is_some_and(|before| before.standing == Standing::Unfinished);
         if was_running && view.failure.is_some() {

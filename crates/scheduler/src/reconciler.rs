@@ -10,14 +10,17 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use stillpoint_api::backup::Trigger;
-use stillpoint_api::policy::{BackupPolicy, BackupPolicyStatus, Concurrency, RecoveryPointCounts, RpoStatus};
+use stillpoint_api::policy::{
+    BackupPolicy, BackupPolicyStatus, Concurrency, DELETIONS_AGREED_ANNOTATION, KeptPoint,
+    RecoveryPointCounts, RetentionStatus, RpoStatus,
+};
 
 use crate::accept::{Accepted, DEFAULT_ZONE, Refusal, created};
 use crate::blackouts::just_before;
 use crate::cron::rfc3339;
 use crate::objectives::{self, Standing as Objective};
 use crate::projection::{BackupView, Failure};
-use crate::retention::{self, Point, Standing};
+use crate::retention::{self, HeldBack, Point, Standing};
 use crate::slots::{Busy, Decision, Missed, MissedReason, SKEW_TOLERANCE, SlotState, decide};
 
 /// Condition: the spec can be scheduled.
@@ -29,6 +32,9 @@ pub const CLOCK_SKEW: &str = "ClockSkew";
 /// Condition: the schedule can meet the recovery point objective when every run succeeds.
 pub const RPO_ATTAINABLE: &str = "RPOAttainable";
 
+/// Condition: more points would go at once than an edit that was meant; none goes.
+pub const RETENTION_PAUSED: &str = "RetentionPaused";
+
 /// `scheduleSeen` of a policy that is refused.
 const SEEN_REFUSED: &str = "refused";
 /// `scheduleSeen` of a policy that is suspended.
@@ -38,6 +44,9 @@ const SEEN_INITIAL: &str = " initial";
 
 /// Slots shown in status.
 const NEXT_SLOTS: usize = 5;
+
+/// Kept points shown in status, newest first: a status of some kilobytes.
+const KEPT_SHOWN: usize = 64;
 
 /// What a decision about a policy reads.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +120,13 @@ pub enum Note {
         /// The API server's time less ours.
         ahead: SignedDuration,
     },
+    /// More points would go at once than an edit that was meant.
+    RetentionPaused {
+        /// How many.
+        held_back: HeldBack,
+        /// What has to be written to agree.
+        generation: i64,
+    },
     /// A run is cancelled for a slot.
     Replaced {
         /// The Backup that is cancelled.
@@ -128,6 +144,7 @@ impl Note {
             Self::LastSlotReset { .. } => "LastSlotReset",
             Self::Refused(refusal) => &refusal.reason,
             Self::ClockSkewed { .. } | Self::ClockDiffers { .. } => CLOCK_SKEW,
+            Self::RetentionPaused { .. } => RETENTION_PAUSED,
             Self::Replaced { .. } => "BackupReplaced",
         }
     }
@@ -151,6 +168,11 @@ impl Note {
                  synchronisation",
                 ahead.unsigned_abs().as_secs(),
                 if ahead.is_negative() { "behind" } else { "ahead of" }
+            ),
+            Self::RetentionPaused { held_back: HeldBack { expiring, of }, generation } => format!(
+                "retention would let {expiring} of {of} points go at once, which looks like a mistake; none is deleted. \
+                 Correct spec.retention, or agree with the annotation {DELETIONS_AGREED_ANNOTATION}={generation} on the \
+                 policy"
             ),
             Self::Replaced { backup, slot } => {
                 format!("{backup} is cancelled: the slot {slot} is due and concurrency is Replace")
@@ -238,6 +260,7 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
         min_interval_seconds: None,
         rpo: Some(rpo),
         recovery_points: Some(count_points(observed.backups)),
+        retention: None,
         active,
         consecutive_failures: consecutive_failures(observed, &before),
         missed: add_missed(before.missed.clone(), &slots.missed),
@@ -258,16 +281,60 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
         status.max_interval_seconds = accepted.analysis.and_then(|found| whole(found.max_interval));
         status.min_interval_seconds = accepted.analysis.and_then(|found| whole(found.min_interval));
     }
-    set_conditions(&mut status, observed, &slots, now);
+    let expired = expire(observed, &before, slots.clock, now);
+    status.retention = expired.status;
+    set_conditions(&mut status, observed, &slots, expired.held_back, now);
 
-    let skewed = slots.clock != ClockView::Sane;
-    let delete = match observed.accepted {
-        Ok(accepted) => retention::plan(&points(observed.backups), accepted.keep_last, skewed, now).delete,
-        Err(_) => Vec::new(),
-    };
     let wake_at = [slots.look_again, rpo_changes].into_iter().flatten().min();
-    let notes = notes(observed, &before, &slots, &cancel);
-    Outcome { start: slots.start, cancel, notes, status, delete, wake_at }
+    let notes = notes(observed, &before, &slots, expired.held_back, &cancel);
+    Outcome { start: slots.start, cancel, notes, status, delete: expired.delete, wake_at }
+}
+
+/// What retention comes to.
+struct Expired {
+    delete: Vec<String>,
+    status: Option<RetentionStatus>,
+    held_back: Option<HeldBack>,
+}
+
+/// Failed runs first, then points, oldest first; no points while the breaker is open, and then what was on its way
+/// before stays noted, so that the next pass sees the same jump.
+fn expire(observed: &Observed<'_>, before: &BackupPolicyStatus, clock: ClockView, now: Timestamp) -> Expired {
+    let Ok(accepted) = observed.accepted else {
+        return Expired { delete: Vec::new(), status: None, held_back: None };
+    };
+    let points = points(observed.backups);
+    let skewed = clock != ClockView::Sane;
+    let plan = retention::plan(&points, &accepted.retention, skewed, now);
+    let usable = points.iter().filter(|point| match point.standing {
+        Standing::Proven | Standing::Unproven => true,
+        Standing::Failed | Standing::Unfinished => false,
+    });
+    let known = before.retention.as_ref().map_or(0, |noted| noted.expiring as usize);
+    let agreed = observed.policy.deletions_agreed();
+    let agreed = agreed.is_some() && agreed == observed.policy.metadata.generation;
+    let held_back = retention::hold_back(plan.delete.len(), usable.count(), known).filter(|_| !agreed);
+    let expiring = match held_back {
+        Some(_) => known.min(plan.delete.len()),
+        // Nothing is decided about points while the clock is in doubt.
+        None if skewed => known,
+        None => plan.delete.len(),
+    };
+    let unfinished =
+        |name: &str| points.iter().any(|point| point.name == name && point.standing == Standing::Unfinished);
+    let kept =
+        plan.keep.iter().filter(|kept| !unfinished(&kept.name)).take(KEPT_SHOWN).map(|kept| KeptPoint {
+            backup: kept.name.clone(),
+            reasons: kept.reasons.iter().map(ToString::to_string).collect(),
+        });
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let status = RetentionStatus { kept: kept.collect(), expiring: number(expiring) };
+    let mut delete = plan.delete_failed;
+    if held_back.is_none() {
+        delete.extend(plan.delete);
+    }
+    let empty = status == RetentionStatus::default();
+    Expired { delete, status: (!empty).then_some(status), held_back }
 }
 
 /// The scheduler's own runs that are in the way of a slot. A run that a person started is waited for.
@@ -460,6 +527,7 @@ fn count_points(backups: &[BackupView]) -> RecoveryPointCounts {
     RecoveryPointCounts {
         ready: number(proven().count()),
         failed: number(failed.count()),
+        held: number(backups.iter().filter(|backup| backup.held && !backup.deleting).count()),
         oldest: proven().min().map(seconds),
         newest: proven().max().map(seconds),
     }
@@ -488,10 +556,16 @@ fn add_missed(mut known: BTreeMap<String, u64>, missed: &[Missed]) -> BTreeMap<S
 }
 
 /// What is on its way out takes no place among the newest.
-fn points(backups: &[BackupView]) -> Vec<Point> {
+pub(crate) fn points(backups: &[BackupView]) -> Vec<Point> {
     let staying = backups.iter().filter(|backup| !backup.deleting);
     staying
-        .map(|backup| Point { name: backup.name.clone(), cut: cut(backup), standing: backup.standing })
+        .map(|backup| Point {
+            name: backup.name.clone(),
+            cut: cut(backup),
+            standing: backup.standing,
+            held: backup.held,
+            applications: backup.applications.clone(),
+        })
         .collect()
 }
 
@@ -504,6 +578,7 @@ fn notes(
     observed: &Observed<'_>,
     before: &BackupPolicyStatus,
     slots: &SlotOutcome,
+    held_back: Option<HeldBack>,
     cancel: &[Cancel],
 ) -> Vec<Note> {
     // What is skipped as was asked for is in status and metrics; an event for each would drown the others.
@@ -524,6 +599,9 @@ fn notes(
         ClockView::Differs(_) if had(CLOCK_SKEW, "True") => {}
         ClockView::Differs(ahead) => notes.push(Note::ClockDiffers { ahead }),
     }
+    if let Some(held_back) = held_back.filter(|_| !had(RETENTION_PAUSED, "True")) {
+        notes.push(paused(observed, held_back));
+    }
     if let Some(slot) = slots.queued {
         notes.extend(cancel.iter().map(|cancel| Note::Replaced { backup: cancel.name.clone(), slot }));
     }
@@ -535,10 +613,15 @@ fn notes(
     notes
 }
 
+fn paused(observed: &Observed<'_>, held_back: HeldBack) -> Note {
+    Note::RetentionPaused { held_back, generation: observed.policy.metadata.generation.unwrap_or_default() }
+}
+
 fn set_conditions(
     status: &mut BackupPolicyStatus,
     observed: &Observed<'_>,
     slots: &SlotOutcome,
+    held_back: Option<HeldBack>,
     now: Timestamp,
 ) {
     let generation = observed.policy.metadata.generation;
@@ -567,6 +650,13 @@ fn set_conditions(
             set(conditions, RPO_ATTAINABLE, "False", "IntervalTooLong", message);
         }
         (None, _) => conditions.retain(|condition| condition.type_ != RPO_ATTAINABLE),
+    }
+    match held_back {
+        Some(held_back) => {
+            let message = paused(observed, held_back).message();
+            set(conditions, RETENTION_PAUSED, "True", "TooManyDeletions", message);
+        }
+        None => conditions.retain(|condition| condition.type_ != RETENTION_PAUSED),
     }
     match slots.clock {
         ClockView::Behind(last_slot) => {

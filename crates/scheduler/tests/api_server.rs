@@ -409,3 +409,39 @@ async fn a_policy_is_accepted_only_with_the_parameters_of_its_template() {
     world.status("lacks", |status| condition(status, "Accepted").0 == "True").await;
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_point_stays_beside_what_the_rules_keep_until_it_is_released() {
+    let world = World::start("held").await;
+    world.apply("often", json!({"cron": "* * * * *"})).await;
+    let held = world.backups(1).await.remove(0).name_any();
+    let hold = |reason: Value| Patch::Merge(json!({"spec": {"hold": reason}}));
+    let parameters = PatchParams::default();
+    world.backups.patch(&held, &parameters, &hold(json!({"reason": "case 4711"}))).await.unwrap();
+    for count in 1..=3 {
+        let newest = world.backups(count).await.remove(count - 1);
+        world.finish(&newest).await;
+        if count < 3 {
+            world.clock.advance(Duration::from_secs(60));
+            world.wake("often").await;
+        }
+    }
+    // Of three points one is held and one is kept: `retention.last` is 1.
+    let left = world.backups(2).await;
+    assert_eq!(left[0].name_any(), held);
+    let why = |status: &BackupPolicyStatus, name: &str| {
+        let kept = status.retention.iter().flat_map(|retention| &retention.kept);
+        kept.filter(|kept| kept.backup == name)
+            .flat_map(|kept| kept.reasons.clone())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let newest = left[1].name_any();
+    let told =
+        |status: &BackupPolicyStatus| why(status, &held) == "held" && why(status, &newest) == "last-1 newest";
+    world.status("often", told).await;
+
+    world.backups.patch(&held, &parameters, &hold(Value::Null)).await.unwrap();
+    assert_eq!(world.backups(1).await[0].name_any(), newest);
+    world.end().await;
+}

@@ -148,21 +148,6 @@ fn retention(retention: &Retention) -> Vec<Finding> {
             "no recovery point would be kept: write at least 1",
         ));
     }
-    let later = [
-        ("hourly", retention.hourly.is_some()),
-        ("daily", retention.daily.is_some()),
-        ("weekly", retention.weekly.is_some()),
-        ("monthly", retention.monthly.is_some()),
-        ("yearly", retention.yearly.is_some()),
-        ("within", retention.within.is_some()),
-    ];
-    for (name, _) in later.into_iter().filter(|(_, set)| *set) {
-        found.push(Finding::not_yet(
-            format!("spec.retention.{name}"),
-            &format!("retention by {name:?}"),
-            "remove it and use retention.last",
-        ));
-    }
     found
 }
 
@@ -216,8 +201,6 @@ mod tests {
             ("/applications/0/whenNoPods", json!("Skip"), "spec.applications[db].whenNoPods"),
             ("/applications/0/whenNoPods", json!("Snapshot"), "spec.applications[db].whenNoPods"),
             ("/snapshot", json!({"onNamespaceDelete": "Delete"}), "spec.snapshot.onNamespaceDelete"),
-            ("/retention", json!({"daily": 7}), "spec.retention.daily"),
-            ("/retention", json!({"within": "1d"}), "spec.retention.within"),
         ] {
             assert_eq!(rules(pointer, value), [(path.to_owned(), "NotSupportedYet")], "{pointer}");
         }
@@ -251,6 +234,8 @@ mod tests {
     fn a_policy_keeps_at_least_one_point_and_lets_a_slot_be_a_minute_late() {
         assert_eq!(rules("/retention", json!({"last": 0}))[0].1, "RetentionTooShort");
         assert_eq!(rules("/retention", json!({"last": 1})), []);
+        let all = json!({"last": 1, "hourly": 2, "daily": 3, "weekly": 4, "monthly": 5, "yearly": 6, "within": "1d"});
+        assert_eq!(rules("/retention", all), []);
         assert_eq!(rules("/schedule/startingDeadline", json!("0m"))[0].1, "StartingDeadlineTooShort");
         assert_eq!(rules("/schedule/startingDeadline", json!("1m")), []);
     }

@@ -59,13 +59,6 @@ pub fn backup(backup: &Backup) -> Vec<Finding> {
             }
         }
     }
-    if spec.hold.is_some() {
-        found.push(Finding::not_yet(
-            "spec.hold",
-            "a legal hold",
-            "remove it; retention never takes the newest proven point",
-        ));
-    }
     found
 }
 
@@ -196,6 +189,11 @@ mod tests {
     }
 
     #[test]
+    fn a_backup_may_be_under_a_legal_hold_from_the_start() {
+        assert_eq!(of_backup(json!({"run": {"policyRef": {"name": "p"}}, "hold": {"reason": "audit"}})), []);
+    }
+
+    #[test]
     fn triggers_and_slots_are_the_schedulers() {
         let inline = json!([{"name": "db", "selector": {"matchLabels": {"app": "db"}}}]);
         assert_eq!(
@@ -208,8 +206,6 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_refused_and_never_ignored() {
-        let held = json!({"run": {"policyRef": {"name": "p"}}, "hold": {"reason": "audit"}});
-        assert_eq!(of_backup(held), [("spec.hold".to_owned(), "NotSupportedYet")]);
         let source = json!({"backupRef": {"name": "b"}});
         let target = json!({"clone": {}});
         for (spec, path) in [
