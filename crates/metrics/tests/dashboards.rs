@@ -207,7 +207,7 @@ fn parse(text: &str) -> Query {
                 }
             }
             query.groupings.push((word.to_owned(), labels));
-        } else if !OPERATORS.contains(&word) && token(at) != "(" {
+        } else if !OPERATORS.contains(&word) && !matches!(token(at), "(" | "by" | "without") {
             let mut selector = Selector { metric: word.to_owned(), matchers: Vec::new() };
             if token(at) == "{" {
                 at += 1;
@@ -309,9 +309,10 @@ fn every_metric_and_label_that_is_asked_for_is_exposed() {
                 if !labels.contains_key(label) {
                     wrong.push(format!("{place}: {} has no label {label}", selector.metric));
                 } else if CLOSED.contains(&label.as_str()) && exposed.contains_key(&selector.metric) {
-                    let values = value.split('|').filter(|_| operator.ends_with('~')).chain(
-                        Some(value.as_str()).filter(|_| !operator.ends_with('~')),
-                    );
+                    let values = value
+                        .split('|')
+                        .filter(|_| operator.ends_with('~'))
+                        .chain(Some(value.as_str()).filter(|_| !operator.ends_with('~')));
                     for value in values.filter(|value| !labels[label].contains(*value)) {
                         wrong.push(format!("{place}: {} never has {label}={value}", selector.metric));
                     }
@@ -393,12 +394,13 @@ fn every_alert_says_what_happened_and_leads_to_its_runbook() {
             assert!(text.ends_with('.') && text.len() > 20, "{name}: {text:?}");
             for label in text.split("$labels.").skip(1) {
                 let label: String = label.chars().take_while(|c| is_word(*c)).collect();
-                let kept = query.groupings.iter().any(|(word, labels)| word == "by" && labels.contains(&label))
-                    || query.selectors.iter().any(|selector| {
-                        selector.metric.split(':').next().is_some_and(|level| {
-                            selector.metric.contains(':') && level.split('_').any(|part| part == label)
-                        })
-                    });
+                let kept =
+                    query.groupings.iter().any(|(word, labels)| word == "by" && labels.contains(&label))
+                        || query.selectors.iter().any(|selector| {
+                            selector.metric.split(':').next().is_some_and(|level| {
+                                selector.metric.contains(':') && level.split('_').any(|part| part == label)
+                            })
+                        });
                 assert!(kept, "{name}: the expression drops {label}");
             }
         }
@@ -429,8 +431,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
             }
         }
     }
-    let alerts: BTreeSet<String> =
-        alerts().iter().map(|alert| string(alert, "alert").to_owned()).collect();
+    let alerts: BTreeSet<String> = alerts().iter().map(|alert| string(alert, "alert").to_owned()).collect();
     assert_eq!(fires, alerts, "alerts with a case in which they fire");
     assert_eq!(silent, alerts, "alerts with a case in which they do not");
 }
@@ -468,13 +469,16 @@ fn a_dashboard_can_be_provisioned_and_each_panel_explains_itself() {
                 let expression = string(target, "expr");
                 let query = parse(expression);
                 for counting in ["rate", "increase", "irate"] {
-                    let ranged = ["[$__rate_interval]", "[$__range]"].iter().any(|one| expression.contains(one));
+                    let ranged =
+                        ["[$__rate_interval]", "[$__range]"].iter().any(|one| expression.contains(one));
                     assert!(!query.words.contains(counting) || ranged, "{title}: {expression}");
                 }
                 for selector in query.selectors.iter().filter(|one| !one.metric.contains("_leader")) {
                     for label in ["namespace", "policy"] {
                         let given = selector.matchers.iter().any(|(found, _, _)| found == label);
-                        let driver = ["_cut_duration", "_ready_duration"].iter().any(|one| selector.metric.contains(one));
+                        let driver = ["_cut_duration", "_ready_duration"]
+                            .iter()
+                            .any(|one| selector.metric.contains(one));
                         assert!(given || driver, "{title}: {} of every {label}", selector.metric);
                     }
                 }
