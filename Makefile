@@ -17,6 +17,22 @@ mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymy
 faults ?=
 bench ?=
 
+# Debian's promtool, unpacked instead of installed: the package would start a Prometheus. It needs no root.
+define check-rules
+promtool=$$(command -v promtool || true)
+if [ -z "$$promtool" ]; then
+  tools=$$(realpath -m "$${CARGO_TARGET_DIR:-target}/promtool")
+  promtool=$$tools/usr/bin/promtool
+  if [ ! -x "$$promtool" ]; then
+    mkdir -p "$$tools"
+    (cd "$$tools" && { apt-get download -q prometheus || { $(root) apt-get update -qq && apt-get download -q prometheus; }; })
+    dpkg-deb -x "$$tools"/prometheus_*.deb "$$tools"
+  fi
+fi
+"$$promtool" check rules dashboards/rules/*.yaml
+"$$promtool" test rules dashboards/rules/tests/*.yaml
+endef
+
 run-demo = $(cargo) run --locked -p stillpoint --features demo -- demo
 
 define start-cluster
@@ -28,7 +44,7 @@ endef
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build test soak mutations demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze lint clean
+.PHONY: help setup build test rules soak mutations demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -58,6 +74,10 @@ test: setup ## Format, lints, and all tests that need no cluster
 	$(cargo) clippy --locked --workspace --all-targets -- -D warnings
 	$(cargo) clippy --locked -p stillpoint-e2e --test e2e --test faults --test bench -- -D warnings
 	$(cargo) test --locked --workspace --no-fail-fast
+	$(check-rules)
+
+rules: ## Check the Prometheus rules, and that every alert fires and keeps silent in the cases of dashboards/rules/tests
+	@$(check-rules)
 
 soak: setup ## The fault simulation over SEEDS seeds (default 1000000) on all cores; FIRST=n begins elsewhere
 	$(cargo) run --locked --profile soak -p stillpoint-executor --features simulation --example soak -- --seeds $${SEEDS:-1000000} --first $${FIRST:-0}

@@ -98,9 +98,7 @@ pub const fn consistency_label(consistency: Consistency) -> &'static str {
 /// Whether a run can end like this today; such a series starts at 0.
 fn possible(trigger: Trigger, consistency: Consistency, result: RunResult) -> bool {
     let triggered = match trigger {
-        Trigger::Manual | Trigger::Schedule | Trigger::CatchUp => true,
-        // `runOnCreate` is refused by validation.
-        Trigger::Initial => false,
+        Trigger::Manual | Trigger::Schedule | Trigger::CatchUp | Trigger::Initial => true,
     };
     let ended = match (result, consistency) {
         // What is proven does not fail.
@@ -395,6 +393,7 @@ mod tests {
             r#"stillpoint_freeze_duration_seconds_count{namespace="shop",policy="nightly"} 0"#,
             r#"stillpoint_hook_duration_seconds_count{application="db",namespace="shop",phase="thaw",policy="nightly"} 0"#,
             r#"stillpoint_backups_total{consistency="none",namespace="shop",policy="nightly",result="failed",trigger="schedule"} 0"#,
+            r#"stillpoint_backups_total{consistency="application",namespace="shop",policy="nightly",result="succeeded",trigger="initial"} 0"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
