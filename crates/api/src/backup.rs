@@ -191,7 +191,8 @@ pub enum Phase {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupStatus {
-    /// `Succeeded` and `Finished`, so that waiting for `Finished` returns on failure too.
+    /// `Succeeded` and `Finished`, so that waiting for `Finished` returns on failure too. `Ready=False` with reason
+    /// `SnapshotDeleted`: a snapshot of the point was deleted by somebody else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
@@ -295,8 +296,31 @@ pub const SUCCEEDED: &str = "Succeeded";
 /// Condition: the run ended, well or not.
 pub const FINISHED: &str = "Finished";
 
+/// Condition, on finished Backups only: `False` when the point cannot be used any more; absent, it can.
+pub const READY: &str = "Ready";
+/// Reason of `Ready=False`: a VolumeSnapshot of the point, or its content, was deleted behind our back (docs/retention.md).
+pub const SNAPSHOT_DELETED: &str = "SnapshotDeleted";
+
 /// Condition: an application of the run may still be frozen, and is not getting better by itself.
 pub const LEFT_QUIESCED: &str = "ApplicationLeftQuiesced";
+
+impl BackupStatus {
+    /// Whether a snapshot of the point was seen to be deleted by somebody else ([`SNAPSHOT_DELETED`]).
+    pub fn snapshot_deleted(&self) -> bool {
+        self.conditions
+            .iter()
+            .any(|one| one.type_ == READY && one.status == "False" && one.reason == SNAPSHOT_DELETED)
+    }
+
+    /// Members whose snapshot was ready when the run was settled: VolumeSnapshot and content of each exist, unless somebody
+    /// deletes them.
+    pub fn kept_members(&self) -> impl Iterator<Item = &MemberEvidence> {
+        self.members.iter().filter(|member| {
+            let ready = member.settled.as_ref().and_then(|settled| settled.ready_at.as_ref());
+            ready.is_some() && member.volume_snapshot_uid.is_some() && member.content.is_some()
+        })
+    }
+}
 
 impl Backup {
     /// Whether the run ended, well or not.
@@ -307,10 +331,12 @@ impl Backup {
         })
     }
 
-    /// Whether this is a proven point: ready, and `Application` in the verdict.
+    /// Whether this is a proven point: ready, `Application` in the verdict, and its snapshots were not deleted since.
     pub fn proven(&self) -> bool {
         self.status.as_ref().is_some_and(|status| {
-            status.phase == Phase::Succeeded && status.consistency == Some(Consistency::Application)
+            status.phase == Phase::Succeeded
+                && status.consistency == Some(Consistency::Application)
+                && !status.snapshot_deleted()
         })
     }
 

@@ -631,6 +631,9 @@ pub struct RecoveryPointCounts {
     /// Under a legal hold.
     #[serde(default)]
     pub held: u32,
+    /// Of which somebody else deleted a snapshot: not usable without an import, and not counted above.
+    #[serde(default)]
+    pub snapshot_deleted: u32,
     /// Cut of the oldest proven point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest: Option<Time>,

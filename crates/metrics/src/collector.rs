@@ -219,11 +219,15 @@ const FAMILIES: &[Family] = &[
         "Cut of the newest proven recovery point; absent without one.",
         |policy, out| out.maybe(policy.points.newest.map(seconds)),
     ),
-    gauge("stillpoint_recovery_points", "Backups of the policy by state.", |policy, out| {
-        for (state, count) in PointState::ALL.into_iter().zip(policy.points.counts) {
-            out.labelled(&[("state", state.label())], f64::from(count));
-        }
-    }),
+    gauge(
+        "stillpoint_recovery_points",
+        "Backups of the policy by state; held ones are counted besides.",
+        |policy, out| {
+            for (state, count) in PointState::ALL.into_iter().zip(policy.points.counts) {
+                out.labelled(&[("state", state.label())], f64::from(count));
+            }
+        },
+    ),
     gauge(
         "stillpoint_schedule_last_slot_timestamp_seconds",
         "Newest slot that was decided upon; absent before the first.",

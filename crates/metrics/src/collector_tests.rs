@@ -137,13 +137,15 @@ stillpoint_recovery_point_oldest_timestamp_seconds{namespace="shop",policy="nigh
 # HELP stillpoint_recovery_point_timestamp_seconds Cut of the newest proven recovery point; absent without one.
 # TYPE stillpoint_recovery_point_timestamp_seconds gauge
 stillpoint_recovery_point_timestamp_seconds{namespace="shop",policy="nightly"} 1795136400.25
-# HELP stillpoint_recovery_points Backups of the policy by state.
+# HELP stillpoint_recovery_points Backups of the policy by state; held ones are counted besides.
 # TYPE stillpoint_recovery_points gauge
 stillpoint_recovery_points{namespace="shop",policy="nightly",state="ready"} 2
 stillpoint_recovery_points{namespace="shop",policy="nightly",state="pending"} 0
 stillpoint_recovery_points{namespace="shop",policy="nightly",state="failed"} 1
 stillpoint_recovery_points{namespace="shop",policy="nightly",state="inconsistent"} 0
 stillpoint_recovery_points{namespace="shop",policy="nightly",state="deleting"} 0
+stillpoint_recovery_points{namespace="shop",policy="nightly",state="snapshot_deleted"} 0
+stillpoint_recovery_points{namespace="shop",policy="nightly",state="held"} 0
 # HELP stillpoint_schedule_max_interval_seconds Longest interval between two slots.
 # TYPE stillpoint_schedule_max_interval_seconds gauge
 stillpoint_schedule_max_interval_seconds{namespace="shop",policy="nightly"} 90000

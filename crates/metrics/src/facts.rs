@@ -76,7 +76,7 @@ pub struct PointFacts {
     /// Cut of the oldest proven point.
     pub oldest: Option<Timestamp>,
     /// Counts by state, in the order of [`PointState::ALL`].
-    pub counts: [u32; 5],
+    pub counts: [u32; 7],
     /// Since when an application is, or must be taken to be, frozen.
     pub frozen_since: Option<Timestamp>,
     /// Runs with an application that may still be frozen and is not getting better by itself.
@@ -100,11 +100,23 @@ pub enum PointState {
     Inconsistent,
     /// Its snapshots are being deleted.
     Deleting,
+    /// Somebody else deleted a snapshot of it.
+    SnapshotDeleted,
+    /// Under a legal hold: counted besides, whatever else it is.
+    Held,
 }
 
 impl PointState {
     /// All of them, in the order of [`PointFacts::counts`].
-    pub const ALL: [Self; 5] = [Self::Ready, Self::Pending, Self::Failed, Self::Inconsistent, Self::Deleting];
+    pub const ALL: [Self; 7] = [
+        Self::Ready,
+        Self::Pending,
+        Self::Failed,
+        Self::Inconsistent,
+        Self::Deleting,
+        Self::SnapshotDeleted,
+        Self::Held,
+    ];
 
     /// The label value.
     pub const fn label(self) -> &'static str {
@@ -114,6 +126,8 @@ impl PointState {
             Self::Failed => "failed",
             Self::Inconsistent => "inconsistent",
             Self::Deleting => "deleting",
+            Self::SnapshotDeleted => "snapshot_deleted",
+            Self::Held => "held",
         }
     }
 
@@ -124,6 +138,8 @@ impl PointState {
             Self::Failed => 2,
             Self::Inconsistent => 3,
             Self::Deleting => 4,
+            Self::SnapshotDeleted => 5,
+            Self::Held => 6,
         }
     }
 }
@@ -131,7 +147,9 @@ impl PointState {
 /// What one Backup says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct BackupProjection {
+    /// What it is; never `Held`, which it may be besides.
     state: PointState,
+    held: bool,
     point: Option<Timestamp>,
     started: Option<Timestamp>,
     frozen_since: Option<Timestamp>,
@@ -297,6 +315,7 @@ fn summarise<'a>(backups: impl Iterator<Item = &'a BackupProjection>) -> PointFa
     let mut newest_freeze = None;
     for backup in backups {
         facts.counts[backup.state.index()] += 1;
+        facts.counts[PointState::Held.index()] += u32::from(backup.held);
         match backup.state {
             PointState::Ready => {
                 facts.newest = facts.newest.max(backup.point);
@@ -305,7 +324,11 @@ fn summarise<'a>(backups: impl Iterator<Item = &'a BackupProjection>) -> PointFa
             PointState::Pending => {
                 facts.active_since = [facts.active_since, backup.started].into_iter().flatten().min();
             }
-            PointState::Failed | PointState::Inconsistent | PointState::Deleting => {}
+            PointState::Failed
+            | PointState::Inconsistent
+            | PointState::Deleting
+            | PointState::SnapshotDeleted
+            | PointState::Held => {}
         }
         // Of several, the one that is frozen longest.
         facts.frozen_since = [facts.frozen_since, backup.frozen_since].into_iter().flatten().min();
@@ -364,6 +387,9 @@ fn project_backup(backup: &Backup) -> BackupProjection {
             PointState::Pending
         }
         Phase::Failed if backup.metadata.deletion_timestamp.is_none() => PointState::Failed,
+        Phase::Succeeded if backup.metadata.deletion_timestamp.is_none() && status.snapshot_deleted() => {
+            PointState::SnapshotDeleted
+        }
         Phase::Succeeded if backup.metadata.deletion_timestamp.is_none() => match status.consistency {
             Some(Consistency::Application) => PointState::Ready,
             Some(Consistency::Crash | Consistency::None) | None => PointState::Inconsistent,
@@ -378,6 +404,7 @@ fn project_backup(backup: &Backup) -> BackupProjection {
     let window = status.window.as_ref();
     BackupProjection {
         state,
+        held: backup.spec.hold.is_some() && state != PointState::Deleting,
         point: point_time(status),
         started: status.started_at.as_ref().map(|time| time.0).or(backup
             .metadata

@@ -1,6 +1,6 @@
 //! Reads one policy, has it decided, and acts: create or cancel, then note, then delete.
 //!
-//! With `prune`, the only file of the scheduler that writes to the API server. Safe to be killed at every line and to be run
+//! With `prune` and `controller/out_of_band`, the only file of the scheduler that writes to the API server. Safe to be killed at every line and to be run
 //! again: the Backup's name is the lock of its slot, and the status is a compare-and-swap.
 
 use std::collections::BTreeMap;
@@ -113,6 +113,11 @@ impl Apply {
 
     /// An event is for people: when it cannot be written, the status still says the same.
     pub async fn tell(&self, policy: &BackupPolicy, reason: &str, note: String) {
+        self.tell_about(&policy.object_ref(&()), reason, note).await;
+    }
+
+    /// The same about any object.
+    pub async fn tell_about(&self, about: &ObjectReference, reason: &str, note: String) {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
@@ -121,8 +126,7 @@ impl Apply {
             action: "Schedule".to_owned(),
             secondary: None,
         };
-        let reference: ObjectReference = policy.object_ref(&());
-        if let Err(error) = self.recorder.publish(&event, &reference).await {
+        if let Err(error) = self.recorder.publish(&event, about).await {
             tracing::debug!(%error, reason, "an event could not be written");
         }
     }

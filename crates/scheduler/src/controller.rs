@@ -4,6 +4,8 @@
 //! lead; a policy is worked on by one task at a time; the Backup is created before the status says so; every status write is a PUT with the version that was
 //! read, and a conflict is read and decided again; nothing is deleted while any Backup is frozen.
 
+mod out_of_band;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::pin;
@@ -22,6 +24,7 @@ use stillpoint_api::policy::BackupPolicy;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use self::out_of_band::OutOfBand;
 use crate::accept::Schedules;
 use crate::apply::{Applied, Apply, ApplyError, Seen, apply};
 use crate::election::Leadership;
@@ -106,6 +109,8 @@ struct Scheduler {
     backups_listed: Listing<(Arc<str>, String)>,
     /// How far the API server's clock is ahead, when that is more than clocks ordinarily differ.
     server_ahead: watch::Receiver<Option<SignedDuration>>,
+    /// Snapshots that somebody else deletes.
+    out_of_band: OutOfBand,
 }
 
 /// Where a watch stands with its list.
@@ -138,7 +143,9 @@ pub async fn run(
     let (ahead, server_ahead) = watch::channel(None);
     let server_clock =
         tokio::spawn(server_clock::watch(context.client.clone(), context.clock.clone(), ahead));
+    let out_of_band = OutOfBand::watching(&context.client);
     let mut scheduler = Scheduler::new(context, server_ahead);
+    scheduler.out_of_band = out_of_band;
     let ended = scheduler.run(policies.default_backoff(), backups.default_backoff(), shutdown).await;
     server_clock.abort();
     ended?;
@@ -175,6 +182,7 @@ impl Scheduler {
             policies_listed: Listing::default(),
             backups_listed: Listing::default(),
             server_ahead,
+            out_of_band: OutOfBand::default(),
         }
     }
 
@@ -189,6 +197,7 @@ impl Scheduler {
         loop {
             self.follow();
             self.dispatch();
+            self.look_at_doubtful();
             self.show();
             let sleep = self.sleep();
             tokio::select! {
@@ -207,6 +216,10 @@ impl Scheduler {
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     let (key, result) = done?;
                     self.done(key, result);
+                }
+                Some(news) = self.out_of_band.news.next() => self.snapshot_news(news),
+                Some(done) = self.out_of_band.looks.join_next(), if !self.out_of_band.looks.is_empty() => {
+                    self.looked(done?);
                 }
                 // The sender is gone only when the scheduler ends.
                 Ok(()) = self.server_ahead.changed() => self.begin(),
@@ -227,6 +240,7 @@ impl Scheduler {
     fn sleep(&mut self) -> Duration {
         let now = self.now();
         let due = if self.listed() && self.busy.len() < IN_FLIGHT { self.due.next_due() } else { None };
+        let due = [due, self.out_of_band.next_due()].into_iter().flatten().min();
         let sleep = due.map_or(MAX_SLEEP, |due| due.duration_since(now).min(MAX_SLEEP));
         // A negative sleep is due now.
         Duration::try_from(sleep).unwrap_or(Duration::ZERO)
@@ -257,6 +271,7 @@ impl Scheduler {
         if self.listed() {
             let keys: Vec<PolicyKey> = self.projection.policies().cloned().collect();
             keys.into_iter().for_each(|key| self.enqueue(key));
+            self.doubt_all();
         }
     }
 
@@ -438,6 +453,9 @@ impl Scheduler {
         match guarded {
             Ok(backup) => {
                 let touched = self.projection.backup_applied(backup);
+                if touched.is_some() {
+                    self.doubt_backup(backup);
+                }
                 self.backup_changed(touched);
             }
             Err(invalid) => tracing::error!(

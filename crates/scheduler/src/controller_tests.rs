@@ -1,5 +1,8 @@
 //! The loop against an API server of a few lines: what is written, in which order, and what a conflict does.
 
+#[path = "controller/out_of_band_tests.rs"]
+mod out_of_band;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -16,6 +19,8 @@ use super::*;
 struct Server {
     objects: BTreeMap<String, Value>,
     writes: Vec<String>,
+    /// Paths of the reads.
+    reads: Vec<String>,
     version: u64,
     /// Status writes that somebody else gets ahead of.
     conflicts: u32,
@@ -49,6 +54,8 @@ impl Server {
         }
         if *method != Method::GET {
             self.writes.push(format!("{method} {path}"));
+        } else {
+            self.reads.push(path.clone());
         }
         match *method {
             Method::GET if path == "restores" => (

@@ -2,7 +2,7 @@
 //!
 //! Pure: [`cron`] (expressions, zones), [`slots`] (what is due), [`blackouts`] (when nothing
 //! starts), [`heap`] (who is due next), [`retention`] (what may
-//! go), [`objectives`] (RPO), [`accept`] and [`reconciler`] (one policy as a whole). They take `now` as an argument
+//! go), [`objectives`] (RPO), [`snapshots`] (which of ours exist), [`accept`] and [`reconciler`] (one policy as a whole). They take `now` as an argument
 //! and touch nothing. [`election`] says which replica schedules. [`run`] watches, keeps the timer and acts; what it did is in the objects.
 
 pub mod accept;
@@ -19,6 +19,7 @@ pub mod reconciler;
 pub mod retention;
 mod server_clock;
 pub mod slots;
+pub mod snapshots;
 mod templates;
 
 pub use controller::{Progress, SchedulerContext, SchedulerError, run};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use stillpoint_api::backup::{Backup, Phase, SUCCEEDED, Trigger};
+use stillpoint_api::backup::{Backup, BackupStatus, Phase, SUCCEEDED, Trigger};
 use stillpoint_api::evidence::Consistency;
 use stillpoint_api::policy::BackupPolicy;
 
@@ -58,6 +58,8 @@ pub struct BackupView {
     pub applications: Arc<[String]>,
     /// Why it is no proven point.
     pub failure: Option<Failure>,
+    /// VolumeSnapshots that exist unless somebody deleted them; 0 for what is no point.
+    pub snapshots: u16,
 }
 
 /// Why a run produced no proven point.
@@ -122,6 +124,7 @@ impl BackupView {
         let application = status.and_then(|status| status.consistency) == Some(Consistency::Application);
         let standing = match phase {
             Phase::Pending | Phase::Preparing | Phase::Freezing | Phase::Settling => Standing::Unfinished,
+            Phase::Succeeded if status.is_some_and(BackupStatus::snapshot_deleted) => Standing::Lost,
             Phase::Succeeded if backup.proven() => Standing::Proven,
             Phase::Succeeded => Standing::Unproven,
             // Its past is not its failure.
@@ -150,13 +153,27 @@ impl BackupView {
                 .and_then(|status| status.resolved.as_ref())
                 .map(|resolved| resolved.applications.iter().map(|known| known.name.clone()).collect())
                 .unwrap_or_default(),
-            failure: Failure::of(backup, standing),
+            failure: Failure::of(backup, standing, application),
+            snapshots: match (phase, status) {
+                (Phase::Succeeded, Some(status)) => {
+                    u16::try_from(status.kept_members().count()).unwrap_or(u16::MAX)
+                }
+                _ => 0,
+            },
         }
     }
 
     /// When it ended, or what comes closest.
     pub fn ended(&self) -> Timestamp {
         self.finished.unwrap_or(self.created)
+    }
+
+    /// Whether a snapshot of it that is missing is news: a point that stays, and was not seen to lack one before.
+    pub fn may_lose_snapshots(&self) -> bool {
+        match self.standing {
+            Standing::Proven | Standing::Unproven => !self.deleting && self.snapshots > 0,
+            Standing::Unfinished | Standing::Lost | Standing::Failed => false,
+        }
     }
 
     /// Whether it is a proven point that will stay.
@@ -166,9 +183,12 @@ impl BackupView {
 }
 
 impl Failure {
-    fn of(backup: &Backup, standing: Standing) -> Option<Self> {
+    fn of(backup: &Backup, standing: Standing, application: bool) -> Option<Self> {
         let fallback = match standing {
             Standing::Unfinished | Standing::Proven => return None,
+            // The run did what it should: what became of its snapshots later is not its failure.
+            Standing::Lost if application => return None,
+            Standing::Lost => "NotProven",
             Standing::Unproven => "NotProven",
             Standing::Failed => "Failed",
         };
@@ -230,14 +250,14 @@ impl Projection {
         } else {
             self.freezing.remove(&place)
         };
-        let key = PolicyKey::of_backup(backup)?;
+        let key = Self::key_of(backup);
         let known = self.backups.entry(key.clone()).or_default();
         if let Some(same) = known.values().find(|known| known.applications == view.applications) {
             view.applications = same.applications.clone();
         }
         let before = known.insert(view.name.clone(), view.clone());
         let was_running = before.as_ref().is_some_and(|before| before.standing == Standing::Unfinished);
-        if was_running && view.failure.is_some() {
+        if was_running && view.failure.is_some() && !key.name.is_empty() {
             *self.fresh_failures.entry(key.clone()).or_default() += 1;
         }
         (before.as_ref() != Some(&view)).then_some(key)
@@ -248,9 +268,36 @@ impl Projection {
         let namespace: Arc<str> = backup.metadata.namespace.as_deref().unwrap_or_default().into();
         let name = backup.name_any();
         self.freezing.remove(&(namespace, name.clone()));
-        let key = PolicyKey::of_backup(backup)?;
+        let key = Self::key_of(backup);
         self.forget(&key, &name);
         Some(key)
+    }
+
+    /// Where a Backup is kept: with its policy; one without a policy under the name `""`, which no policy has.
+    pub fn key_of(backup: &Backup) -> PolicyKey {
+        PolicyKey::of_backup(backup)
+            .unwrap_or_else(|| PolicyKey::new(backup.metadata.namespace.as_deref().unwrap_or_default(), ""))
+    }
+
+    /// One Backup.
+    pub fn backup(&self, key: &PolicyKey, name: &str) -> Option<&BackupView> {
+        self.backups.get(key)?.get(name)
+    }
+
+    /// Every Backup.
+    pub fn every_backup(&self) -> impl Iterator<Item = (&PolicyKey, &BackupView)> {
+        self.backups.iter().flat_map(|(key, known)| known.values().map(move |view| (key, view)))
+    }
+
+    /// The Backup of this UID. `policy` is where it most likely is: labels are short, names may be longer.
+    pub fn find(&self, namespace: &str, policy: &str, uid: &str) -> Option<(PolicyKey, String)> {
+        let of = |key: &PolicyKey, known: &BTreeMap<String, BackupView>| {
+            known.values().find(|view| view.uid == uid).map(|view| (key.clone(), view.name.clone()))
+        };
+        let likely = PolicyKey::new(namespace, policy);
+        let found = self.backups.get(&likely).and_then(|known| of(&likely, known));
+        let elsewhere = || self.backups.iter().filter(|(key, _)| &*key.namespace == namespace);
+        found.or_else(|| elsewhere().find_map(|(key, known)| of(key, known)))
     }
 
     /// Keeps only the Backups of `listed`; returns the policies of the others.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use stillpoint_api::backup::Trigger;
+use stillpoint_api::backup::{READY as POINT_READY, SNAPSHOT_DELETED, Trigger};
 use stillpoint_api::policy::{
     BackupPolicy, BackupPolicyStatus, Concurrency, DELETIONS_AGREED_ANNOTATION, KeptPoint,
     RecoveryPointCounts, RetentionStatus, RpoStatus,
@@ -307,7 +307,7 @@ fn expire(observed: &Observed<'_>, before: &BackupPolicyStatus, clock: ClockView
     let skewed = clock != ClockView::Sane;
     let plan = retention::plan(&points, &accepted.retention, skewed, now);
     let usable = points.iter().filter(|point| match point.standing {
-        Standing::Proven | Standing::Unproven => true,
+        Standing::Proven | Standing::Unproven | Standing::Lost => true,
         Standing::Failed | Standing::Unfinished => false,
     });
     let known = before.retention.as_ref().map_or(0, |noted| noted.expiring as usize);
@@ -521,13 +521,15 @@ fn count_points(backups: &[BackupView]) -> RecoveryPointCounts {
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let proven = || backups.iter().filter(|backup| backup.is_point()).map(cut);
     let failed = backups.iter().filter(|backup| match backup.standing {
-        Standing::Unfinished | Standing::Proven => false,
+        Standing::Unfinished | Standing::Proven | Standing::Lost => false,
         Standing::Unproven | Standing::Failed => !backup.deleting,
     });
+    let lost = backups.iter().filter(|backup| backup.standing == Standing::Lost && !backup.deleting);
     RecoveryPointCounts {
         ready: number(proven().count()),
         failed: number(failed.count()),
         held: number(backups.iter().filter(|backup| backup.held && !backup.deleting).count()),
+        snapshot_deleted: number(lost.count()),
         oldest: proven().min().map(seconds),
         newest: proven().max().map(seconds),
     }
@@ -536,8 +538,8 @@ fn count_points(backups: &[BackupView]) -> RecoveryPointCounts {
 /// Failures since the last success. Only the newest failures are kept as objects, so from there on the number is
 /// carried forward in status.
 fn consecutive_failures(observed: &Observed<'_>, before: &BackupPolicyStatus) -> u32 {
-    let successes = observed.backups.iter().filter(|backup| backup.standing == Standing::Proven);
-    let newest_success = successes.map(BackupView::ended).max();
+    let finished = observed.backups.iter().filter(|backup| backup.standing != Standing::Unfinished);
+    let newest_success = finished.filter(|backup| backup.failure.is_none()).map(BackupView::ended).max();
     let failures = observed.backups.iter().filter(|backup| backup.failure.is_some());
     let live =
         failures.filter(|failed| newest_success.is_none_or(|success| failed.ended() > success)).count();
@@ -690,6 +692,13 @@ fn ready(observed: &Observed<'_>, slots: &SlotOutcome) -> (&'static str, String,
     let Some(last) = finished.max_by_key(|backup| backup.ended()) else {
         return ("Unknown", "Pending".to_owned(), "no run has finished yet".to_owned());
     };
+    if last.standing == Standing::Lost {
+        let message = format!(
+            "a snapshot of {} was deleted by somebody else; see its condition {POINT_READY}",
+            last.name
+        );
+        return ("False", SNAPSHOT_DELETED.to_owned(), message);
+    }
     match &last.failure {
         None => ("True", "Protected".to_owned(), format!("{} is proven application-consistent", last.name)),
         Some(Failure { reason, message }) => ("False", reason.clone(), format!("{}: {message}", last.name)),

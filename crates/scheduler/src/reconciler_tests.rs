@@ -560,6 +560,26 @@ fn a_point_that_is_being_deleted_takes_no_place_and_is_no_failure() {
     assert_eq!(status.rpo.unwrap().reference, Some(Time(at("2026-11-16T02:00:30Z"))));
 }
 
+#[test]
+fn a_point_whose_snapshot_somebody_deleted_counts_nowhere_and_is_no_failed_run() {
+    let lost = |slot: &str| BackupView { standing: Standing::Lost, ..backup(slot, "Succeeded") };
+    let backups = [
+        backup("2026-11-14T02:00:00Z", "Succeeded"),
+        backup("2026-11-15T02:00:00Z", "Failed"),
+        lost("2026-11-16T02:00:00Z"),
+    ];
+    let (outcome, policy) = decided(&policy(json!({})), &backups, "2026-11-16T03:00:00Z");
+    let status = &outcome.status;
+    assert_eq!(status.rpo.as_ref().unwrap().reference, Some(Time(at("2026-11-14T02:00:30Z"))));
+    assert_eq!(rpo_state(&policy), "Breached");
+    let counts = status.recovery_points.as_ref().unwrap();
+    assert_eq!((counts.ready, counts.failed, counts.snapshot_deleted), (1, 1, 1));
+    assert_eq!(condition(&policy, READY).reason, "SnapshotDeleted");
+    // The run itself was well: it ended the row of failures.
+    assert_eq!(status.consecutive_failures, 0);
+    assert_eq!(outcome.delete, Vec::<String>::new());
+}
+
 /// Proven points of so many nights before 2026-12-14.
 fn nights(count: i64) -> Vec<BackupView> {
     let first = at("2026-12-14T02:00:00Z");

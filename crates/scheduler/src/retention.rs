@@ -49,6 +49,9 @@ pub enum Standing {
     Proven,
     /// Finished and usable, but not proven: kept under `BestEffort`.
     Unproven,
+    /// Was usable, and somebody deleted a snapshot of it. Its data may be imported: it follows the same rules as the
+    /// others, among its like, and goes by no other.
+    Lost,
     /// Finished without a usable point.
     Failed,
 }
@@ -205,7 +208,8 @@ impl fmt::Display for KeepReason {
 /// What `rules` say about `points` at `now`. `skewed`: the clock is in doubt.
 ///
 /// `now` only tells which points are from the future: a scheduler that was dead for a year lets nothing go by that.
-/// Unproven points follow the same rules among themselves: they count neither for nor against proven ones.
+/// Unproven points follow the same rules among themselves, and so do those whose snapshots somebody deleted: they count
+/// neither for nor against proven ones.
 pub fn plan(points: &[Point], rules: &Rules, skewed: bool, now: Timestamp) -> Plan {
     let mut newest_first: Vec<&Point> = points.iter().collect();
     // The name decides between equal cuts, so that two passes agree.
@@ -218,7 +222,7 @@ pub fn plan(points: &[Point], rules: &Rules, skewed: bool, now: Timestamp) -> Pl
         let counts = |point: &Point| point.standing == standing && !point.held && point.cut <= now;
         (0..newest_first.len()).filter(|&at| counts(newest_first[at])).collect()
     };
-    for standing in [Standing::Proven, Standing::Unproven] {
+    for standing in [Standing::Proven, Standing::Unproven, Standing::Lost] {
         let places = counted(standing);
         let cuts: Vec<Timestamp> = places.iter().map(|&at| newest_first[at].cut).collect();
         for (place, found) in places.iter().zip(by_rules(&cuts, rules)) {

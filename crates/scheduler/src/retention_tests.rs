@@ -67,6 +67,18 @@ fn the_newest_n_proven_points_are_kept_and_older_ones_go_oldest_first() {
 }
 
 #[test]
+fn points_whose_snapshots_somebody_deleted_follow_the_rules_among_themselves() {
+    let mut points = hours_old(1..=8);
+    for lost in &mut points[..5] {
+        lost.standing = Standing::Lost;
+    }
+    let plan = decide(&points, &last(3));
+    // The three that can still be used stay, although five newer ones cannot.
+    assert_eq!(plan.delete, ["p5", "p4"]);
+    assert_eq!((reasons(&plan, "p6").as_str(), reasons(&plan, "p1").as_str()), ("last-1 newest", "last-1"));
+}
+
+#[test]
 fn a_policy_without_retention_keeps_seven_and_one_with_an_empty_one_keeps_all() {
     let points = hours_old(1..=9);
     assert_eq!(decide(&points, &Rules::new(None, TimeZone::UTC)).delete, ["p9", "p8"]);
@@ -354,6 +366,7 @@ fn standings() -> impl Strategy<Value = Standing> {
     prop_oneof![
         6 => Just(Standing::Proven),
         1 => Just(Standing::Unproven),
+        1 => Just(Standing::Lost),
         1 => Just(Standing::Failed),
         1 => Just(Standing::Unfinished),
     ]
@@ -499,7 +512,7 @@ proptest! {
     #[test]
     fn failed_and_unfinished_runs_have_no_say_about_points(points in some_points(), rules in some_rules()) {
         let usable = |point: &&Point| match point.standing {
-            Standing::Proven | Standing::Unproven => true,
+            Standing::Proven | Standing::Unproven | Standing::Lost => true,
             Standing::Failed | Standing::Unfinished => false,
         };
         let without: Vec<Point> = points.iter().filter(usable).cloned().collect();
