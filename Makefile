@@ -44,7 +44,7 @@ endef
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build test rules soak mutations demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze lint clean
+.PHONY: help setup build test rules soak mutations demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze bench-scale lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -128,6 +128,13 @@ bench-freeze: setup ## Figures of the freeze with a release build: RUNS=50 of ea
 	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
 	$(start-cluster)
 	$(root) env STILLPOINT_BIN="$${CARGO_TARGET_DIR:-target}/release/stillpoint" $(cargo) test --locked -p stillpoint-e2e --test bench -- $(bench)
+
+# Two builds, because the embedded API server must not come into the controller by a feature that both share.
+bench-scale: setup ## Figures of many policies with a release build: POLICIES='1000 10000 100000'; SERVER=<kubeconfig> instead of the embedded API server
+	@$(cargo) build --locked --release -p stillpoint
+	$(cargo) build --locked --release -p stillpoint-scale
+	built=$${CARGO_TARGET_DIR:-target}/release
+	STILLPOINT_BIN="$$built/stillpoint" "$$built/stillpoint-scale"
 
 lint: ## Check the scripts and the Go of tests/cluster
 	@command -v shellcheck >/dev/null || { $(root) apt-get update -qq && $(root) apt-get install -y -qq --no-install-recommends shellcheck; }

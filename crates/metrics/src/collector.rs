@@ -1,10 +1,12 @@
 //! Renders the facts about policies in the Prometheus text format, one family at a time.
 //!
-//! Guarantees: computed at the scrape, so nothing is stale; one family is in memory at a time, so a scrape of many
+//! Guarantees: computed at the scrape, so nothing is stale; one page of one family is in memory at a time, so a scrape of many
 //! policies is a stream and not one string (docs/metrics.md §5). The prometheus crate's `Collector` would
 //! build every sample of every family as an object first; the format is simple enough to write.
 
 use std::fmt::Write as _;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -15,6 +17,9 @@ const MISSED_REASONS: [&str; 4] = ["blackout", "concurrency", "controller_down",
 
 /// Types of conditions a policy has, absent ones are Unknown.
 const CONDITIONS: [&str; 2] = ["Accepted", "Ready"];
+
+/// Policies of one page: some hundred KiB of text.
+pub const PER_PAGE: usize = 1000;
 
 /// Type of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,24 +57,42 @@ impl Family {
 
     /// The family as text: nothing when no policy has a sample.
     pub fn render(&self, facts: &dyn Facts) -> String {
-        let mut body = String::new();
-        facts.policies(&mut |policy| {
-            let mut samples = Samples {
-                out: &mut body,
-                name: self.name,
-                namespace: policy.namespace,
-                policy: policy.policy,
-            };
-            (self.samples)(policy, &mut samples);
-        });
-        if body.is_empty() {
-            return body;
-        }
-        let kind = match self.kind {
-            Kind::Gauge => "gauge",
-            Kind::Counter => "counter",
-        };
-        format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{body}", name = self.name, help = self.help)
+        self.paged(facts).collect()
+    }
+
+    /// The same in pages of [`PER_PAGE`] policies.
+    pub fn pages(&'static self, facts: Arc<dyn Facts>) -> impl Iterator<Item = String> {
+        self.paged(facts)
+    }
+
+    fn paged<'f, F: Deref<Target = dyn Facts + 'f>>(&self, facts: F) -> impl Iterator<Item = String> {
+        let mut place = Some(None);
+        let mut headed = false;
+        std::iter::from_fn(move || {
+            let after: Option<(String, String)> = place.take()?;
+            let mut page = String::new();
+            let last = facts.page(after.as_ref(), &mut |policy| {
+                let mut samples = Samples {
+                    out: &mut page,
+                    name: self.name,
+                    namespace: policy.namespace,
+                    policy: policy.policy,
+                };
+                (self.samples)(policy, &mut samples);
+            });
+            place = last.map(Some);
+            if !page.is_empty() && !headed {
+                headed = true;
+                let kind = match self.kind {
+                    Kind::Gauge => "gauge",
+                    Kind::Counter => "counter",
+                };
+                let (name, help) = (self.name, self.help);
+                page.insert_str(0, &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+            }
+            Some(page)
+        })
+        .filter(|page| !page.is_empty())
     }
 }
 
@@ -101,7 +124,8 @@ impl Samples<'_> {
     }
 }
 
-fn escape(text: &str, out: &mut String) {
+/// Appends a label value.
+pub(crate) fn escape(text: &str, out: &mut String) {
     for letter in text.chars() {
         match letter {
             '\\' => out.push_str("\\\\"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::facts::FactsStore;
-use crate::registry::{BuildInfo, Metrics};
+use crate::registry::{BuildInfo, HookPhase, Metrics};
 
 fn store() -> (Arc<Metrics>, FactsStore) {
     let build = BuildInfo { version: "1.2.3".into(), revision: "abc".into() };
@@ -229,7 +229,7 @@ fn a_removed_policy_has_no_series_and_its_successor_adopts_the_points() {
     store.policy_deleted(&policy());
     assert_eq!(text(&store), "");
     metrics.freeze("shop", "nightly", 0.1);
-    assert!(!format!("{:?}", metrics.gather()).contains("nightly"));
+    assert!(!Metrics::render(&*metrics).collect::<String>().contains("nightly"));
     store.policy_applied(&policy());
     assert_eq!(value(&store, REFERENCE).unwrap(), "1795050000");
 }
@@ -249,18 +249,17 @@ fn what_a_new_list_does_not_contain_is_gone() {
     store.policies_listing();
     store.policies_listed();
     assert_eq!(text(&store), "");
-    assert!(!format!("{:?}", metrics.gather()).contains("nightly"));
+    assert!(!Metrics::render(&*metrics).collect::<String>().contains("nightly"));
 }
 
 #[test]
 fn a_policy_stays_within_its_budget_of_series() {
     let (metrics, store) = store();
     store.policy_applied(&policy());
-    let mut out = Vec::new();
-    for family in metrics.gather() {
-        Metrics::encode(&family, &mut out).unwrap();
-    }
-    let all = text(&store) + &String::from_utf8(out).unwrap();
+    metrics.freeze("shop", "nightly", 0.1);
+    metrics.overhead("shop", "nightly", 0.1);
+    HookPhase::ALL.into_iter().for_each(|phase| metrics.hook("shop", "nightly", "db", phase, 0.1));
+    let all = text(&store) + &Metrics::render(&*metrics).collect::<String>();
     let series = |hook: bool| {
         let of_policy = |line: &&str| line.contains("policy=\"nightly\"");
         all.lines().filter(of_policy).filter(|line| line.contains("hook_duration") == hook).count()
@@ -275,11 +274,10 @@ fn names_follow_the_conventions_of_prometheus() {
     store.policy_applied(&policy());
     metrics.cut("d", 0.1);
     metrics.ready("d", 0.1);
-    let mut out = Vec::new();
-    for family in metrics.gather() {
-        Metrics::encode(&family, &mut out).unwrap();
-    }
-    let all = text(&store) + &render_process() + &String::from_utf8(out).unwrap();
+    metrics.freeze("shop", "nightly", 0.1);
+    metrics.overhead("shop", "nightly", 0.1);
+    metrics.hook("shop", "nightly", "db", HookPhase::Hold, 0.1);
+    let all = text(&store) + &render_process() + &Metrics::render(&*metrics).collect::<String>();
     let mut families = 0;
     for line in all.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').unwrap();

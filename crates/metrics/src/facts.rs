@@ -5,6 +5,7 @@
 //! A Backup costs about a hundred bytes here whatever evidence it carries.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jiff::Timestamp;
@@ -14,12 +15,14 @@ use stillpoint_api::evidence::Consistency;
 use stillpoint_api::template::DataTime;
 use stillpoint_api::{Backup, BackupPolicy};
 
+use crate::collector::PER_PAGE;
 use crate::registry::Metrics;
 
 /// What a scrape asks.
 pub trait Facts: Send + Sync {
-    /// Shows every policy once, sorted by namespace and name.
-    fn policies(&self, visit: &mut dyn FnMut(&PolicyFacts<'_>));
+    /// Shows policies sorted by namespace and name, from the one after `after` on, at most
+    /// [`PER_PAGE`](crate::collector::PER_PAGE). The last one of them, when there may be more.
+    fn page(&self, after: Option<&Key>, visit: &mut dyn FnMut(&PolicyFacts<'_>)) -> Option<Key>;
 }
 
 /// Facts about one policy at one moment.
@@ -157,7 +160,8 @@ struct BackupProjection {
     freeze: Option<(Timestamp, f64)>,
 }
 
-type Key = (String, String);
+/// Namespace and name.
+pub type Key = (String, String);
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -301,12 +305,21 @@ impl FactsStore {
 }
 
 impl Facts for FactsStore {
-    fn policies(&self, visit: &mut dyn FnMut(&PolicyFacts<'_>)) {
-        for ((namespace, policy), entry) in &self.read().entries {
+    fn page(&self, after: Option<&Key>, visit: &mut dyn FnMut(&PolicyFacts<'_>)) -> Option<Key> {
+        let objects = self.read();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last: Option<&Key> = None;
+        for (count, (key, entry)) in objects.entries.range::<Key, _>((from, Bound::Unbounded)).enumerate() {
+            if count == PER_PAGE {
+                return last.cloned();
+            }
+            last = Some(key);
+            let (namespace, policy) = key;
             if let Some(spec) = &entry.policy {
                 visit(&PolicyFacts { namespace, policy, spec, points: summarise(entry.backups.values()) });
             }
         }
+        None
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod collector;
 pub mod facts;
 pub mod registry;
+mod series;
 pub mod server;
 pub mod watch;
 

@@ -1,19 +1,21 @@
 //! The event metrics: how long applications were frozen, how long hooks and storage took, how runs ended.
 //!
-//! Guarantees: every label combination that a policy can produce is there with 0 as soon as the policy is known, so
-//! that `increase()` sees the first event; all series of a policy go with it, and an event that comes after the
-//! policy was removed brings none of them back (docs/metrics.md §1).
+//! Guarantees: every way in which a run of a policy can end is there with 0 as soon as the policy is known, so
+//! that `increase()` sees the first one; durations begin with the first observation; all series of a policy go with it, and
+//! an event that comes after the policy was removed brings none of them back (docs/metrics.md §1). A policy takes a few
+//! hundred bytes ([`series`](crate::series)), and is rendered in pages.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::fmt::Write as _;
+use std::ops::{Bound, Deref};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use prometheus::proto::MetricFamily;
-use prometheus::{
-    CounterVec, Encoder as _, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
+
+use crate::collector::{PER_PAGE, escape};
+use crate::series::{Ending, Series};
 
 /// Freeze and hook durations: log-spaced from what a good driver needs (25 ms) to twice the default `maxHold`
 /// (docs/metrics.md §2).
@@ -72,7 +74,8 @@ pub enum RunResult {
 }
 
 impl RunResult {
-    const ALL: [Self; 2] = [Self::Succeeded, Self::Failed];
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Succeeded, Self::Failed];
 
     /// The label value.
     pub const fn label(self) -> &'static str {
@@ -83,9 +86,6 @@ impl RunResult {
     }
 }
 
-const TRIGGERS: [Trigger; 4] = [Trigger::Manual, Trigger::Schedule, Trigger::CatchUp, Trigger::Initial];
-const CONSISTENCIES: [Consistency; 3] = [Consistency::Application, Consistency::Crash, Consistency::None];
-
 /// The label value of a consistency.
 pub const fn consistency_label(consistency: Consistency) -> &'static str {
     match consistency {
@@ -95,18 +95,8 @@ pub const fn consistency_label(consistency: Consistency) -> &'static str {
     }
 }
 
-/// Whether a run can end like this today; such a series starts at 0.
-fn possible(trigger: Trigger, consistency: Consistency, result: RunResult) -> bool {
-    let triggered = match trigger {
-        Trigger::Manual | Trigger::Schedule | Trigger::CatchUp | Trigger::Initial => true,
-    };
-    let ended = match (result, consistency) {
-        // What is proven does not fail.
-        (RunResult::Failed, Consistency::Application) => false,
-        (RunResult::Failed, Consistency::Crash | Consistency::None) | (RunResult::Succeeded, _) => true,
-    };
-    triggered && ended
-}
+/// Namespace and name.
+type Key = (String, String);
 
 /// The policies whose series exist.
 #[derive(Debug, Default)]
@@ -114,19 +104,84 @@ struct Known {
     /// Whether the list of policies is complete. Before that an event of an unknown policy is kept: a run that
     /// survived a restart may end before its policy was listed.
     complete: bool,
-    applications: BTreeMap<(String, String), BTreeSet<String>>,
+    policies: BTreeMap<Key, Series>,
+}
+
+/// The families that are about policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EventFamily {
+    Ended,
+    Freeze,
+    Overhead,
+    Hooks,
+}
+
+impl EventFamily {
+    const ALL: [Self; 4] = [Self::Ended, Self::Freeze, Self::Overhead, Self::Hooks];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ended => "stillpoint_backups_total",
+            Self::Freeze => "stillpoint_freeze_duration_seconds",
+            Self::Overhead => "stillpoint_freeze_overhead_seconds",
+            Self::Hooks => "stillpoint_hook_duration_seconds",
+        }
+    }
+
+    const fn help(self) -> &'static str {
+        match self {
+            Self::Ended => "Runs that ended, by what was proven.",
+            Self::Freeze => "Freeze window: from before the first lock was sent to the last confirmed thaw.",
+            Self::Overhead => "Freeze window without the time the storage system needed.",
+            Self::Hooks => "Time one application spent in one phase of its hold.",
+        }
+    }
+
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::Ended => "counter",
+            Self::Freeze | Self::Overhead | Self::Hooks => "histogram",
+        }
+    }
+
+    fn samples(self, labels: &str, series: &Series, out: &mut String) {
+        match self {
+            Self::Ended => series.render_ended(self.name(), labels, out),
+            Self::Freeze => {
+                if let Some(durations) = &series.freeze {
+                    durations.render(self.name(), labels, &FREEZE_BUCKETS, out);
+                }
+            }
+            Self::Overhead => {
+                if let Some(durations) = &series.overhead {
+                    durations.render(self.name(), labels, &OVERHEAD_BUCKETS, out);
+                }
+            }
+            Self::Hooks => series.render_hooks(self.name(), labels, &FREEZE_BUCKETS, out),
+        }
+    }
+}
+
+/// Where a rendering of the events stands.
+#[derive(Clone, Debug)]
+enum Place {
+    /// In a family, after a policy; whether its head was written.
+    Family {
+        family: usize,
+        after: Option<Key>,
+        headed: bool,
+    },
+    /// What is not about policies.
+    Rest,
+    End,
 }
 
 /// The event metrics. Cheap to call; share it in an `Arc`.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    freeze_duration: HistogramVec,
-    freeze_overhead: HistogramVec,
-    hook_duration: HistogramVec,
     cut_duration: HistogramVec,
     ready_duration: HistogramVec,
-    backups: CounterVec,
     known: Mutex<Known>,
 }
 
@@ -137,30 +192,11 @@ impl Metrics {
     /// A name is registered twice or malformed: a defect of this module.
     pub fn new(build: &BuildInfo) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let policy = ["namespace", "policy"];
         let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
             let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
-        let freeze_duration = histogram(
-            "stillpoint_freeze_duration_seconds",
-            "Freeze window: from before the first lock was sent to the last confirmed thaw.",
-            &policy,
-            &FREEZE_BUCKETS,
-        )?;
-        let freeze_overhead = histogram(
-            "stillpoint_freeze_overhead_seconds",
-            "Freeze window without the time the storage system needed.",
-            &policy,
-            &OVERHEAD_BUCKETS,
-        )?;
-        let hook_duration = histogram(
-            "stillpoint_hook_duration_seconds",
-            "Time one application spent in one phase of its hold.",
-            &["namespace", "policy", "application", "phase"],
-            &FREEZE_BUCKETS,
-        )?;
         let cut_duration = histogram(
             "stillpoint_cut_duration_seconds",
             "From a snapshot being posted to the signal that it is cut.",
@@ -173,59 +209,27 @@ impl Metrics {
             &["driver"],
             &READY_BUCKETS,
         )?;
-        let backups = CounterVec::new(
-            Opts::new("stillpoint_backups_total", "Runs that ended, by what was proven."),
-            &["namespace", "policy", "trigger", "consistency", "result"],
-        )?;
-        registry.register(Box::new(backups.clone()))?;
         let info = GaugeVec::new(
             Opts::new("stillpoint_build_info", "Which binary this is; always 1."),
             &["version", "revision"],
         )?;
         info.with_label_values(&[&build.version, &build.revision]).set(1.0);
         registry.register(Box::new(info))?;
-        Ok(Self {
-            registry,
-            freeze_duration,
-            freeze_overhead,
-            hook_duration,
-            cut_duration,
-            ready_duration,
-            backups,
-            known: Mutex::default(),
-        })
+        Ok(Self { registry, cut_duration, ready_duration, known: Mutex::default() })
     }
 
-    /// A policy exists with these applications: its series start at 0. Applications it no longer has lose theirs.
+    /// A policy exists with these applications: its counters start at 0. Applications it no longer has lose their series.
     pub fn policy_accepted<A: AsRef<str>>(&self, namespace: &str, policy: &str, applications: &[A]) {
-        let now: BTreeSet<String> = applications.iter().map(|name| name.as_ref().to_owned()).collect();
         let mut known = self.known();
-        let before = known.applications.insert((namespace.to_owned(), policy.to_owned()), now.clone());
-        if before.as_ref() == Some(&now) {
-            return;
+        let series = known.policies.entry((namespace.to_owned(), policy.to_owned())).or_default();
+        if !series.has_applications(applications) {
+            series.set_applications(applications);
         }
-        for gone in before.iter().flatten().filter(|name| !now.contains(*name)) {
-            self.remove_hooks(namespace, policy, gone);
-        }
-        self.freeze_duration.with_label_values(&[namespace, policy]);
-        self.freeze_overhead.with_label_values(&[namespace, policy]);
-        for application in &now {
-            for phase in HookPhase::ALL {
-                self.hook_duration.with_label_values(&[namespace, policy, application, phase.label()]);
-            }
-        }
-        for_each_ending(|trigger, consistency, result| {
-            if possible(trigger, consistency, result) {
-                self.backups.with_label_values(&ending(namespace, policy, trigger, consistency, result));
-            }
-        });
     }
 
     /// A policy is gone: so are its series.
     pub fn policy_removed(&self, namespace: &str, policy: &str) {
-        let mut known = self.known();
-        let applications = known.applications.remove(&(namespace.to_owned(), policy.to_owned()));
-        self.remove_policy(namespace, policy, applications.unwrap_or_default());
+        self.known().policies.remove(&(namespace.to_owned(), policy.to_owned()));
     }
 
     /// Every existing policy was reported: what is not among `existing` is gone, and from now on events of unknown
@@ -233,34 +237,43 @@ impl Metrics {
     pub fn policies_listed(&self, existing: &BTreeSet<(String, String)>) {
         let mut known = self.known();
         known.complete = true;
-        let gone: Vec<_> =
-            known.applications.keys().filter(|key| !existing.contains(*key)).cloned().collect();
-        for key in gone {
-            let applications = known.applications.remove(&key).unwrap_or_default();
-            self.remove_policy(&key.0, &key.1, applications);
-        }
+        known.policies.retain(|key, _| existing.contains(key));
     }
 
     /// A freeze window ended: t3 − t0.
     pub fn freeze(&self, namespace: &str, policy: &str, seconds: f64) {
-        if self.admit(namespace, policy, None) {
-            self.freeze_duration.with_label_values(&[namespace, policy]).observe(seconds);
-        }
+        self.observe(namespace, policy, |series| {
+            series.freeze.get_or_insert_default().observe(&FREEZE_BUCKETS, seconds);
+        });
     }
 
     /// The same window without the storage system's time.
     pub fn overhead(&self, namespace: &str, policy: &str, seconds: f64) {
-        if self.admit(namespace, policy, None) {
-            self.freeze_overhead.with_label_values(&[namespace, policy]).observe(seconds);
-        }
+        self.observe(namespace, policy, |series| {
+            series.overhead.get_or_insert_default().observe(&OVERHEAD_BUCKETS, seconds);
+        });
     }
 
     /// One phase of one application's hold ended.
     pub fn hook(&self, namespace: &str, policy: &str, application: &str, phase: HookPhase, seconds: f64) {
-        if self.admit(namespace, policy, Some(application)) {
-            let labels = [namespace, policy, application, phase.label()];
-            self.hook_duration.with_label_values(&labels).observe(seconds);
-        }
+        let complete = self.known().complete;
+        self.observe(namespace, policy, |series| {
+            // After the list: an application that was edited out while its last run was under way.
+            if !complete && !series.hooks.iter().any(|hooks| &*hooks.application == application) {
+                let known: Vec<Box<str>> =
+                    series.hooks.iter().map(|hooks| hooks.application.clone()).collect();
+                let names: Vec<&str> = known.iter().map(|name| &**name).chain([application]).collect();
+                series.set_applications(&names);
+            }
+            let hooks = series.hooks.iter_mut().find(|hooks| &*hooks.application == application);
+            if let Some(hooks) = hooks {
+                let phases = hooks.phases.get_or_insert_default();
+                let place = HookPhase::ALL.iter().position(|known| *known == phase);
+                if let Some(durations) = place.and_then(|place| phases.get_mut(place)) {
+                    durations.observe(&FREEZE_BUCKETS, seconds);
+                }
+            }
+        });
     }
 
     /// A snapshot was cut.
@@ -282,22 +295,69 @@ impl Metrics {
         consistency: Consistency,
         result: RunResult,
     ) {
-        if self.admit(namespace, policy, None) {
-            self.backups.with_label_values(&ending(namespace, policy, trigger, consistency, result)).inc();
-        }
+        self.observe(namespace, policy, |series| series.count(Ending { trigger, consistency, result }));
     }
 
-    /// The families with at least one series, sorted by name.
-    pub fn gather(&self) -> Vec<MetricFamily> {
-        self.registry.gather()
+    /// All events in the text format, in pages: one page is in memory at a time.
+    pub fn render<M: Deref<Target = Self>>(metrics: M) -> impl Iterator<Item = String> {
+        let first = Place::Family { family: 0, after: None, headed: false };
+        std::iter::successors(Some((first, String::new())), move |(place, _)| metrics.page(place))
+            .map(|(_, page)| page)
+            .filter(|page| !page.is_empty())
     }
 
-    /// Writes one family in the text format.
-    ///
-    /// # Errors
-    /// The writer's.
-    pub fn encode(family: &MetricFamily, out: &mut Vec<u8>) -> io::Result<()> {
-        TextEncoder::new().encode(std::slice::from_ref(family), out).map_err(io::Error::other)
+    fn page(&self, place: &Place) -> Option<(Place, String)> {
+        let mut page = String::new();
+        let next = match place {
+            Place::End => return None,
+            Place::Rest => {
+                for family in self.registry.gather() {
+                    let mut text = String::new();
+                    if let Err(error) =
+                        TextEncoder::new().encode_utf8(std::slice::from_ref(&family), &mut text)
+                    {
+                        tracing::warn!(%error, family = family.name(), "a metric family cannot be rendered; left out");
+                        continue;
+                    }
+                    page.push_str(&text);
+                }
+                Place::End
+            }
+            Place::Family { family, after, headed } => {
+                let Some(kind) = EventFamily::ALL.get(*family) else { return Some((Place::Rest, page)) };
+                let known = self.known();
+                let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+                let mut last = None;
+                let mut body = String::new();
+                for (key, series) in known.policies.range::<Key, _>((from, Bound::Unbounded)).take(PER_PAGE) {
+                    let mut labels = "namespace=\"".to_owned();
+                    escape(&key.0, &mut labels);
+                    labels.push_str("\",policy=\"");
+                    escape(&key.1, &mut labels);
+                    labels.push('"');
+                    kind.samples(&labels, series, &mut body);
+                    last = Some(key.clone());
+                }
+                drop(known);
+                if !headed && !body.is_empty() {
+                    // Writing to a String cannot fail.
+                    let _ = write!(
+                        page,
+                        "# HELP {name} {}\n# TYPE {name} {}\n",
+                        kind.help(),
+                        kind.kind(),
+                        name = kind.name()
+                    );
+                }
+                let headed = *headed || !body.is_empty();
+                page.push_str(&body);
+                match last {
+                    Some(key) => Place::Family { family: *family, after: Some(key), headed },
+                    None => Place::Family { family: family + 1, after: None, headed: false },
+                }
+            }
+        };
+        Some((next, page))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -305,65 +365,16 @@ impl Metrics {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an event of this policy counts; notes what it will bring into being.
-    fn admit(&self, namespace: &str, policy: &str, application: Option<&str>) -> bool {
+    /// Counts an event, unless its policy is known to be gone.
+    fn observe(&self, namespace: &str, policy: &str, count: impl FnOnce(&mut Series)) {
         let mut known = self.known();
-        let complete = known.complete;
         let key = (namespace.to_owned(), policy.to_owned());
-        let applications = match known.applications.get_mut(&key) {
-            Some(applications) => applications,
-            None if complete => return false,
-            None => known.applications.entry(key).or_default(),
-        };
-        match application {
-            Some(name) if !applications.contains(name) => {
-                // An application that was edited out while its last run was under way.
-                if !complete {
-                    applications.insert(name.to_owned());
-                }
-                !complete
+        if known.complete {
+            if let Some(series) = known.policies.get_mut(&key) {
+                count(series);
             }
-            Some(_) | None => true,
-        }
-    }
-
-    fn remove_policy(&self, namespace: &str, policy: &str, applications: BTreeSet<String>) {
-        // A series that was never made cannot be removed; that is the state that is wanted.
-        let _ = self.freeze_duration.remove_label_values(&[namespace, policy]);
-        let _ = self.freeze_overhead.remove_label_values(&[namespace, policy]);
-        for application in &applications {
-            self.remove_hooks(namespace, policy, application);
-        }
-        for_each_ending(|trigger, consistency, result| {
-            let labels = ending(namespace, policy, trigger, consistency, result);
-            let _ = self.backups.remove_label_values(&labels);
-        });
-    }
-
-    fn remove_hooks(&self, namespace: &str, policy: &str, application: &str) {
-        for phase in HookPhase::ALL {
-            let labels = [namespace, policy, application, phase.label()];
-            let _ = self.hook_duration.remove_label_values(&labels);
-        }
-    }
-}
-
-fn ending<'a>(
-    namespace: &'a str,
-    policy: &'a str,
-    trigger: Trigger,
-    consistency: Consistency,
-    result: RunResult,
-) -> [&'a str; 5] {
-    [namespace, policy, trigger.label(), consistency_label(consistency), result.label()]
-}
-
-fn for_each_ending(mut each: impl FnMut(Trigger, Consistency, RunResult)) {
-    for trigger in TRIGGERS {
-        for consistency in CONSISTENCIES {
-            for result in RunResult::ALL {
-                each(trigger, consistency, result);
-            }
+        } else {
+            count(known.policies.entry(key).or_default());
         }
     }
 }
@@ -377,26 +388,21 @@ mod tests {
     }
 
     fn text(metrics: &Metrics) -> String {
-        let mut out = Vec::new();
-        for family in metrics.gather() {
-            Metrics::encode(&family, &mut out).unwrap();
-        }
-        String::from_utf8(out).unwrap()
+        Metrics::render(metrics).collect()
     }
 
     #[test]
-    fn every_series_of_a_policy_starts_at_zero() {
+    fn every_ending_of_a_policy_starts_at_zero_and_durations_with_the_first_one() {
         let metrics = metrics();
         metrics.policy_accepted("shop", "nightly", &["db"]);
         let text = text(&metrics);
         for line in [
-            r#"stillpoint_freeze_duration_seconds_count{namespace="shop",policy="nightly"} 0"#,
-            r#"stillpoint_hook_duration_seconds_count{application="db",namespace="shop",phase="thaw",policy="nightly"} 0"#,
-            r#"stillpoint_backups_total{consistency="none",namespace="shop",policy="nightly",result="failed",trigger="schedule"} 0"#,
-            r#"stillpoint_backups_total{consistency="application",namespace="shop",policy="nightly",result="succeeded",trigger="initial"} 0"#,
+            r#"stillpoint_backups_total{namespace="shop",policy="nightly",trigger="schedule",consistency="none",result="failed"} 0"#,
+            r#"stillpoint_backups_total{namespace="shop",policy="nightly",trigger="initial",consistency="application",result="succeeded"} 0"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+        assert!(!text.contains("duration"), "{text}");
     }
 
     #[test]
@@ -419,7 +425,7 @@ mod tests {
             r#"stillpoint_freeze_duration_seconds_bucket{namespace="shop",policy="nightly",le="0.05"} 0"#,
             r#"stillpoint_freeze_duration_seconds_bucket{namespace="shop",policy="nightly",le="0.1"} 1"#,
             r#"stillpoint_cut_duration_seconds_count{driver="disk.csi"} 1"#,
-            r#"stillpoint_backups_total{consistency="application",namespace="shop",policy="nightly",result="succeeded",trigger="schedule"} 1"#,
+            r#"stillpoint_backups_total{namespace="shop",policy="nightly",trigger="schedule",consistency="application",result="succeeded"} 1"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
@@ -446,7 +452,7 @@ mod tests {
         metrics.policy_accepted("shop", "nightly", &["db"]);
         metrics.policies_listed(&BTreeSet::from([("shop".to_owned(), "nightly".to_owned())]));
         let text = text(&metrics);
-        let counted = r#"_count{application="db",namespace="shop",phase="hold",policy="nightly"} 1"#;
+        let counted = r#"_count{namespace="shop",policy="nightly",application="db",phase="hold"} 1"#;
         assert!(text.contains(counted), "{text}");
         assert!(!text.contains("gone"), "{text}");
     }
@@ -454,9 +460,30 @@ mod tests {
     #[test]
     fn an_application_that_left_the_policy_loses_its_series() {
         let metrics = metrics();
+        metrics.policies_listed(&BTreeSet::from([("shop".to_owned(), "nightly".to_owned())]));
         metrics.policy_accepted("shop", "nightly", &["db", "cache"]);
+        for application in ["db", "cache"] {
+            metrics.hook("shop", "nightly", application, HookPhase::Hold, 0.1);
+        }
         metrics.policy_accepted("shop", "nightly", &["db"]);
+        metrics.hook("shop", "nightly", "cache", HookPhase::Hold, 0.1);
         let text = text(&metrics);
         assert!(!text.contains("cache") && text.contains(r#"application="db""#), "{text}");
+    }
+
+    #[test]
+    fn many_policies_are_rendered_in_pages_with_one_head_per_family() {
+        let metrics = metrics();
+        let many = 2 * PER_PAGE + 1;
+        for number in 0..many {
+            metrics.policy_accepted("shop", &format!("p{number:05}"), &["db"]);
+        }
+        metrics.freeze("shop", "p00000", 0.07);
+        let pages: Vec<String> = Metrics::render(&metrics).collect();
+        assert!(pages.len() > 3);
+        let text = text(&metrics);
+        assert_eq!(text.matches("# TYPE stillpoint_backups_total").count(), 1);
+        assert_eq!(text.matches(r#"trigger="manual",consistency="none",result="failed"} 0"#).count(), many);
+        assert_eq!(text.matches("# TYPE stillpoint_freeze_duration_seconds histogram").count(), 1);
     }
 }

@@ -234,23 +234,14 @@ fn respond(endpoints: &Endpoints, method: &Method, path: &str) -> Response<Body>
     }
 }
 
-/// One chunk per family: facts first, then events, then the process.
+/// One chunk per page of a family: facts first, then events, then the process. A scrape of many policies is a stream.
 fn scrape(endpoints: &Endpoints) -> Response<Body> {
     let facts = Arc::clone(&endpoints.facts);
-    let about_policies = Family::ALL.iter().map(move |family| Bytes::from(family.render(&*facts)));
-    let events = endpoints.metrics.gather().into_iter().map(|family| {
-        let mut text = Vec::new();
-        match Metrics::encode(&family, &mut text) {
-            Ok(()) => Bytes::from(text),
-            Err(error) => {
-                warn!(%error, family = family.name(), "a metric family cannot be rendered; left out");
-                Bytes::new()
-            }
-        }
-    });
+    let about_policies = Family::ALL.iter().flat_map(move |family| family.pages(Arc::clone(&facts)));
+    let events = Metrics::render(Arc::clone(&endpoints.metrics));
     let leads = endpoints.process.leads();
-    let process = std::iter::once_with(move || Bytes::from(render_leader(leads) + &render_process()));
-    let chunks = about_policies.chain(events).chain(process).filter(|chunk| !chunk.is_empty());
+    let process = std::iter::once_with(move || render_leader(leads) + &render_process());
+    let chunks = about_policies.chain(events).chain(process).map(Bytes::from);
     let frames = stream::iter(chunks.map(|chunk| Ok(Frame::data(chunk))));
     with_body(StatusCode::OK, TEXT_FORMAT, UnsyncBoxBody::new(StreamBody::new(frames)))
 }

@@ -110,15 +110,15 @@ fn scrape() -> String {
                    "window": {"startedAt": "2026-11-20T01:00:00.000000Z", "frozenSeconds": 0.0625}},
     });
     store.backup_applied(&serde_json::from_value(backup).unwrap());
-    metrics.hook("shop", "nightly", "db", HookPhase::Hold, 0.1);
+    metrics.freeze("shop", "nightly", 0.1);
+    metrics.overhead("shop", "nightly", 0.1);
+    for phase in HookPhase::ALL {
+        metrics.hook("shop", "nightly", "db", phase, 0.1);
+    }
     metrics.cut("disk.csi", 0.1);
     metrics.ready("disk.csi", 0.1);
     let mut text: String = Family::ALL.iter().map(|family| family.render(&store)).collect();
-    let mut events = Vec::new();
-    for family in metrics.gather() {
-        Metrics::encode(&family, &mut events).unwrap();
-    }
-    text.push_str(&String::from_utf8(events).unwrap());
+    text.extend(Metrics::render(&*metrics));
     text + &render_leader(true) + &render_process()
 }
 

@@ -131,6 +131,13 @@ pub(crate) fn json(code: StatusCode, value: &Value) -> Response<Body> {
     response
 }
 
+/// A JSON answer that is text already.
+pub(crate) fn json_text(content: String) -> Response<Body> {
+    let mut response = text(content.into_bytes());
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}
+
 /// Plain text.
 pub(crate) fn text(content: Vec<u8>) -> Response<Body> {
     Response::new(Full::new(Bytes::from(content)).boxed_unsync())

@@ -41,6 +41,7 @@ pub use error::{ApiError, SimError};
 pub use faults::{Fault, FaultAction, FaultPlan};
 pub use kubelet::NODE;
 pub use snapshots::{CutTime, Knobs, LedgerEntry};
+pub use store::Creation;
 pub use volumes::DRIVER;
 
 use crate::api::Api;
@@ -48,7 +49,7 @@ use crate::kubelet::Kubelet;
 use crate::processes::Processes;
 use crate::resources::Registry;
 use crate::snapshots::Snapshots;
-use crate::store::Store;
+use crate::store::{Half, Store};
 use crate::volumes::Volumes;
 
 /// Name of the StorageClass and the VolumeSnapshotClass every cluster with storage has; both are the default.
@@ -72,6 +73,8 @@ pub struct SimOptions {
     /// Serves groupsnapshot.storage.k8s.io as well. There is no class of groups until somebody makes one, as on a real
     /// cluster.
     pub group_api: bool,
+    /// Plural of a resource whose creations are recorded with their instants ([`SimCluster::take_creations`]); for scale runs.
+    pub record: Option<String>,
     /// How often a quiet watch gets a bookmark; kube-apiserver takes about a minute.
     pub bookmarks: Duration,
     /// Changes kept per resource for watches that start in the past.
@@ -91,6 +94,7 @@ impl SimOptions {
             storage: true,
             snapshot_api: true,
             group_api: true,
+            record: None,
             bookmarks: Duration::from_secs(10),
             history: 4096,
             back_off: Duration::from_secs(1),
@@ -137,7 +141,9 @@ impl SimCluster {
             std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().trim().to_owned();
         let clock: SharedClock = SystemClock::shared();
         let registry = Registry::new(options.snapshot_api, options.group_api);
-        let store = Arc::new(Store::new(registry, clock, seed.clone(), options.history, options.kubelet));
+        let record = options.record.clone();
+        let store =
+            Arc::new(Store::new(registry, clock, seed.clone(), options.history, options.kubelet, record));
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut tasks = Vec::new();
         let (mut processes, mut kubelet) = (None, None);
@@ -231,6 +237,61 @@ impl SimCluster {
     /// Forgets the watch history, as a compaction does: watches that start in the past get 410.
     pub fn forget_history(&self) {
         self.api.store.forget_history();
+    }
+
+    /// Stores objects as they are, status included, without schema and admission: for scale runs, where a million of them come
+    /// through no API. `uid`, `creationTimestamp` and `generation` are given when they are missing. Watches that began before
+    /// must list again. `table` is `plural.group`. How many were stored.
+    ///
+    /// # Errors
+    /// There is no such resource, or an object exists.
+    pub fn load(&self, table: &str, objects: impl Iterator<Item = Value>) -> Result<usize, ApiError> {
+        let resource = self.api.store.registry.by_table(table).ok_or_else(ApiError::no_such_path)?;
+        let mut stored = 0;
+        for object in objects {
+            self.api.store.load(&resource, object)?;
+            stored += 1;
+        }
+        Ok(stored)
+    }
+
+    /// Changes the spec of an object as a user's PUT would; watchers see it. For scale runs.
+    ///
+    /// # Errors
+    /// There is no such object.
+    pub fn edit(
+        &self,
+        table: &str,
+        namespace: &str,
+        name: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<(), ApiError> {
+        let resource = self.api.store.registry.by_table(table).ok_or_else(ApiError::no_such_path)?;
+        self.api.store.update(&resource, (namespace, name), Half::Main, false, |object| {
+            change(object);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Removes every object of a namespace from a table, finalizers or not. It is no entry of the history: watches that began
+    /// before must list again. How many went. For scale runs.
+    ///
+    /// # Errors
+    /// There is no such resource.
+    pub fn unload(&self, table: &str, namespace: &str) -> Result<usize, ApiError> {
+        let resource = self.api.store.registry.by_table(table).ok_or_else(ApiError::no_such_path)?;
+        Ok(self.api.store.unload(&resource, namespace))
+    }
+
+    /// Takes the creations of [`SimOptions::record`] since the last call, oldest first.
+    pub fn take_creations(&self) -> Vec<Creation> {
+        self.api.store.take_creations()
+    }
+
+    /// How many creations there were since they were taken last.
+    pub fn creations(&self) -> usize {
+        self.api.store.creations()
     }
 
     /// Ends every pod and the API. Nothing it started runs afterwards.

@@ -18,6 +18,11 @@ use crate::resources::{Registry, Resource};
 use crate::selectors::Selectors;
 
 mod garbage;
+mod held;
+mod load;
+
+pub(crate) use held::Held;
+pub use load::Creation;
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +69,7 @@ impl Scope {
 /// A page of a list.
 pub(crate) struct Page {
     pub version: u64,
-    pub items: Vec<Arc<Value>>,
+    pub items: Vec<Held>,
     pub next: Option<String>,
     pub remaining: usize,
 }
@@ -89,7 +94,7 @@ pub(crate) enum Deleted {
 pub(crate) type Place = (String, String, String);
 
 struct Table {
-    objects: BTreeMap<(String, String), Arc<Value>>,
+    objects: BTreeMap<(String, String), Held>,
     history: VecDeque<Change>,
     forgotten: u64,
     changed: watch::Sender<u64>,
@@ -113,6 +118,8 @@ pub(crate) struct Store {
     pub(crate) collect: Notify,
     any: watch::Sender<u64>,
     history: usize,
+    /// Creations of this resource (plural), when somebody wants to know their instants.
+    creations: Option<(String, Mutex<Vec<Creation>>)>,
     /// Whether a kubelet ends pods; without one they are deleted at once.
     graceful_pods: bool,
     seed: String,
@@ -125,6 +132,7 @@ impl Store {
         seed: String,
         history: usize,
         graceful_pods: bool,
+        record: Option<String>,
     ) -> Self {
         let inner = Inner {
             version: 1,
@@ -136,7 +144,8 @@ impl Store {
         };
         let (any, _) = watch::channel(1);
         let (inner, collect) = (Mutex::new(inner), Notify::new());
-        Self { inner, registry, clock, collect, any, history, graceful_pods, seed }
+        let creations = record.map(|plural| (plural, Mutex::default()));
+        Self { inner, registry, clock, collect, any, history, creations, graceful_pods, seed }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -172,7 +181,10 @@ impl Store {
     }
 
     pub(crate) fn find(&self, table: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        self.lock().tables.get(table)?.objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        let inner = self.lock();
+        let held = inner.tables.get(table)?.objects.get(&(namespace.to_owned(), name.to_owned())).cloned();
+        drop(inner);
+        held.map(|held| held.value())
     }
 
     /// Everything in a table.
@@ -180,7 +192,7 @@ impl Store {
         self.lock()
             .tables
             .get(table)
-            .map(|table| table.objects.values().cloned().collect())
+            .map(|table| table.objects.values().map(Held::value).collect())
             .unwrap_or_default()
     }
 
@@ -195,12 +207,11 @@ impl Store {
         let mut inner = self.lock();
         let current = inner.version;
         let table = inner.table(table);
-        let start = match after.split_once('~') {
-            None => scope
-                .namespace
-                .as_ref()
-                .map_or(Bound::Unbounded, |namespace| Bound::Included((namespace.clone(), String::new()))),
-            Some((version, place)) => {
+        let mut token = after.splitn(3, '~');
+        let (version, seen, place) = (token.next(), token.next(), token.next());
+        let seen: usize = seen.and_then(|seen| seen.parse().ok()).unwrap_or(0);
+        let start = match (version, place) {
+            (Some(version), Some(place)) => {
                 let version: u64 = version.parse().unwrap_or(0);
                 if version < table.forgotten {
                     return Err(ApiError::expired(version, table.forgotten));
@@ -208,24 +219,36 @@ impl Store {
                 let (namespace, name) = place.split_once('/').unwrap_or(("", place));
                 Bound::Excluded((namespace.to_owned(), name.to_owned()))
             }
+            (Some(_) | None, _) => scope
+                .namespace
+                .as_ref()
+                .map_or(Bound::Unbounded, |namespace| Bound::Included((namespace.clone(), String::new()))),
         };
         let outside = |namespace: &str| scope.namespace.as_deref().is_some_and(|wanted| wanted != namespace);
+        // Of a whole table the rest is known without looking at it: pages of a million objects stay linear.
+        let everything = scope.namespace.is_none() && scope.selectors.is_empty();
         let mut items = Vec::new();
-        let (mut next, mut remaining, mut last) = (None, 0, String::new());
-        for ((namespace, name), object) in table.objects.range((start, Bound::Unbounded)) {
-            if outside(namespace) {
+        let (mut next, mut remaining) = (None, 0);
+        let mut last: Option<&(String, String)> = None;
+        for (place, object) in table.objects.range((start, Bound::Unbounded)) {
+            if outside(&place.0) {
                 break;
             }
-            if !scope.selectors.matches(object) {
+            if !scope.selectors.is_empty() && !scope.selectors.matches(&object.value()) {
                 continue;
             }
             if limit > 0 && items.len() == limit {
-                next.get_or_insert_with(|| format!("{current}~{last}"));
+                let last = last.map(|(namespace, name)| format!("{namespace}/{name}")).unwrap_or_default();
+                next.get_or_insert_with(|| format!("{current}~{}~{last}", seen + limit));
                 remaining += 1;
+                if everything {
+                    remaining = table.objects.len().saturating_sub(seen + limit);
+                    break;
+                }
                 continue;
             }
-            last = format!("{namespace}/{name}");
-            items.push(Arc::clone(object));
+            last = Some(place);
+            items.push(object.clone());
         }
         Ok(Page { version: current, items, next, remaining })
     }
@@ -289,7 +312,7 @@ impl Store {
         }
         if resource.namespaced {
             let space = inner.table("namespaces").objects.get(&(String::new(), namespace.to_owned()));
-            let space = space.ok_or_else(|| {
+            let space = space.map(Held::value).ok_or_else(|| {
                 ApiError::new(404, "NotFound", format!("namespaces \"{namespace}\" not found"))
             })?;
             if !space["metadata"]["deletionTimestamp"].is_null() {
@@ -321,7 +344,11 @@ impl Store {
         if dry_run {
             return Ok(Arc::new(object));
         }
-        Ok(self.commit(&mut inner, resource, key, Some(object)))
+        let place = key.clone();
+        let created = self.commit(&mut inner, resource, key, Some(object));
+        drop(inner);
+        self.note_creation(&resource.plural, place);
+        Ok(created)
     }
 
     /// Reads, changes and writes one object. `change` gets the current object; the resourceVersion it leaves in the
@@ -336,7 +363,7 @@ impl Store {
     ) -> Result<Arc<Value>, ApiError> {
         let mut inner = self.lock();
         let key = (namespace.to_owned(), name.to_owned());
-        let current = inner.table(&resource.table()).objects.get(&key).cloned();
+        let current = inner.table(&resource.table()).objects.get(&key).map(Held::value);
         let current = current.ok_or_else(|| ApiError::not_found(resource, name))?;
         let mut object = Value::clone(&current);
         change(&mut object)?;
@@ -412,7 +439,7 @@ impl Store {
         let now = self.now();
         let mut inner = self.lock();
         let key = (namespace.to_owned(), name.to_owned());
-        let current = inner.table(&resource.table()).objects.get(&key).cloned();
+        let current = inner.table(&resource.table()).objects.get(&key).map(Held::value);
         let current = current.ok_or_else(|| ApiError::not_found(resource, name))?;
         let meta = &current["metadata"];
         if how.uid.as_deref().is_some_and(|uid| meta["uid"] != uid)
@@ -469,7 +496,7 @@ impl Store {
         inner.version += 1;
         let version = inner.version;
         let name = resource.table();
-        let previous = inner.table(&name).objects.get(&key).cloned();
+        let previous = inner.table(&name).objects.get(&key).map(Held::value);
         let kind = match (&object, &previous) {
             (Some(_), None) => ChangeKind::Added,
             (Some(_), Some(_)) => ChangeKind::Modified,
@@ -488,7 +515,7 @@ impl Store {
         if kind == ChangeKind::Deleted {
             table.objects.remove(&key);
         } else {
-            table.objects.insert(key, Arc::clone(&stored));
+            table.objects.insert(key, Held::Parsed(Arc::clone(&stored)));
         }
         table.history.push_back(Change { version, kind, object: Arc::clone(&stored), previous });
         while table.history.len() > capacity {

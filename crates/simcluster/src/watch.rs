@@ -45,7 +45,7 @@ impl Watch {
             None => {
                 let page = store.list(&table, &self.scope, 0, "").ok()?;
                 for object in &page.items {
-                    lines.send(self.line("ADDED", object)).await.ok()?;
+                    lines.send(self.line("ADDED", &object.value())).await.ok()?;
                 }
                 if self.announce_initial {
                     lines.send(self.bookmark(page.version, true)).await.ok()?;

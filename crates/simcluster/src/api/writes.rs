@@ -192,12 +192,14 @@ impl Api {
         let scope = Self::scope(resource, namespace, None, call)?;
         let page = self.store.list(&resource.table(), &scope, 0, "")?;
         for object in &page.items {
+            let object = object.value();
             let meta = &object["metadata"];
             let place =
                 (meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default());
             let _ = self.store.delete(resource, place.0, place.1, &how);
         }
-        let items: Vec<Value> = page.items.iter().map(|item| outward(resource, item, false)).collect();
+        let items: Vec<Value> =
+            page.items.iter().map(|item| outward(resource, &item.value(), false)).collect();
         let list = json!({
             "apiVersion": resource.api_version(), "kind": format!("{}List", resource.kind),
             "metadata": {"resourceVersion": self.store.version().to_string()}, "items": items,

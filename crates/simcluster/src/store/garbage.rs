@@ -68,7 +68,7 @@ impl Store {
             let key = (namespace, name);
             let Some(resource) = self.registry.by_table(&table) else { continue };
             let Some(object) = inner.table(&table).objects.get(&key) else { continue };
-            let mut object = Value::clone(object);
+            let mut object = Value::clone(&object.value());
             if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
                 owners.retain(|owner| owner["uid"] != uid);
             }
