@@ -13,9 +13,12 @@ root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env "PATH=$$PATH" "
 postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
 
+# Which cases `make e2e` runs with the controller in the cluster as well: words of their names.
+in-cluster ?= in-cluster crds story permissions
 # Which faults and which scenarios: words of their names; all without.
 faults ?=
 bench ?=
+cases ?=
 
 # Debian's promtool, unpacked instead of installed: the package would start a Prometheus. It needs no root.
 define check-rules
@@ -40,11 +43,26 @@ $(root) $(cluster) up
 $(root) $(cluster) debian-image $(postgres)
 $(root) $(cluster) debian-image $(mariadb)
 endef
+# The static binary of the image: the target with musl brings its own C library; `ring` has C to compile as well.
+static-target = $(shell uname -m)-unknown-linux-musl
+define static-binary
+command -v musl-gcc >/dev/null || { $(root) apt-get update -qq && $(root) apt-get install -y -qq --no-install-recommends musl-tools binutils; }
+command -v rustup >/dev/null && rustup target add --toolchain "$$(rustup show active-toolchain | cut -d' ' -f1)" $(static-target) 2>/dev/null
+$(cargo) build --locked -p stillpoint --target $(static-target) --profile $(profile)
+image=$$(realpath -m "$${CARGO_TARGET_DIR:-target}/image")
+built=$$(realpath -m "$${CARGO_TARGET_DIR:-target}/$(static-target)/$(patsubst dev,debug,$(profile))/stillpoint")
+mkdir -p "$$image"
+# Line tables are of no use to anybody in an image.
+strip -o "$$image/stillpoint" "$$built"
+! readelf -d "$$image/stillpoint" | grep -q NEEDED || { echo "$$built needs shared libraries" >&2; exit 1; }
+echo "$$image/stillpoint: $$(stat -c %s "$$image/stillpoint" | numfmt --to=iec-i --suffix=B), static"
+endef
+
 # Whoever's it is: `down` also removes what is one per machine (the bridge, /run/stillpoint-cluster, NAT rules), so it may only
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build test rules soak mutations demo demo-test demo-cluster cluster e2e e2e-faults bench-freeze bench-scale lint clean
+.PHONY: help setup build image test rules soak mutations demo demo-test demo-cluster cluster e2e e2e-incluster e2e-faults bench-freeze bench-scale lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -68,6 +86,11 @@ setup: ## Install what building and testing take: a C compiler (rustc links with
 
 build: setup ## Build the binary for development: target/debug/stillpoint
 	$(cargo) build --locked -p stillpoint
+
+# The release profile, or with `make image profile=dev` one that is compiled within two minutes.
+profile ?= release
+image: setup ## The static binary for the image, in target/image; then docker build -f deploy/Containerfile target/image
+	@$(static-binary)
 
 test: setup ## Format, lints, and all tests that need no cluster
 	$(cargo) fmt --all --check
@@ -102,8 +125,10 @@ cluster: setup ## Start the real single-node Kubernetes and import its images; `
 	$(start-cluster)
 
 # A cluster that was up before stays up. There is no $$(MAKE) in here: with .ONESHELL `make -n` would run all of it.
+e2e: profile = dev
 e2e: setup ## End-to-end tests on the real cluster; one that it started is ended, unless KEEP=1
 	@$(cargo) build --locked -p stillpoint
+	$(static-binary)
 	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e --test faults
 	$(cargo) test --locked --no-run -p stillpoint-api --test server
 	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
@@ -112,8 +137,20 @@ e2e: setup ## End-to-end tests on the real cluster; one that it started is ended
 	failed=0
 	$(root) env KUBECONFIG="$$KUBECONFIG" $(cargo) test --locked -p stillpoint-api --test server -- --ignored || failed=1
 	$(root) $(cargo) test --locked -p stillpoint-e2e --test e2e || failed=1
+	$(root) $(cluster) image stillpoint "$$image" /stillpoint
+	$(root) env CONTROLLER=in-cluster $(cargo) test --locked -p stillpoint-e2e --test e2e -- $(in-cluster) || failed=1
 	$(root) env KILLS=$${KILLS:-16} SEED=$${SEED:-5} STOP_SECONDS=$${STOP_SECONDS:-20} $(cargo) test --locked -p stillpoint-e2e --test faults -- $(or $(faults),'!stopped') || failed=1
 	exit $$failed
+
+e2e-incluster: profile = dev
+e2e-incluster: setup ## The end-to-end tests with the controller as the Deployment of deploy/base: cases='WORD…', all without
+	@$(cargo) build --locked -p stillpoint
+	$(static-binary)
+	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e
+	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
+	$(start-cluster)
+	$(root) $(cluster) image stillpoint "$$image" /stillpoint
+	$(root) env CONTROLLER=in-cluster $(cargo) test --locked -p stillpoint-e2e --test e2e -- $(cases)
 
 e2e-faults: setup ## Kill every part at random instants around the freeze: KILLS=104, SEED=n repeats; ends a cluster it started
 	@$(cargo) build --locked -p stillpoint

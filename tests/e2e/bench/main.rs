@@ -43,7 +43,7 @@ async fn bench(words: &[String]) -> Outcome<bool> {
         Ok(text) => text.parse().map_err(|error| Problem(format!("RUNS={text}: {error}")))?,
     };
     let mut world = World::begin_in(NAMESPACES, "bench").await?;
-    install::product(&world.cluster).await?;
+    install::product(&world.cluster, world.place).await?;
     world.controller().await?;
     let mut reports = Vec::new();
     let mut raised = None;

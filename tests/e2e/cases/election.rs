@@ -17,10 +17,11 @@ use stillpoint_e2e::world::{POSTGRES, World};
 use stillpoint_e2e::{Outcome, ensure};
 
 const POLICY: &str = "elected";
-/// The lease of 15 s and two seconds.
-const REPLACED_WITHIN: i64 = 17_000_000;
+/// The lease of 15 s and two seconds; microseconds.
+pub const REPLACED_WITHIN: i64 = 17_000_000;
 
-fn policy(suspend: bool) -> Value {
+/// A run every minute.
+pub fn policy(suspend: bool) -> Value {
     json!({
         "schedule": {"cron": "* * * * *"},
         "suspend": suspend,
@@ -40,13 +41,13 @@ async fn until_it_leads(controller: &Controller, what: &str) -> Outcome {
     .await
 }
 
-/// Slots of the policy that have a Backup; each Backup has one.
-async fn slots(world: &World) -> Outcome<(usize, BTreeSet<Timestamp>)> {
+/// Backups of a policy's schedule, and the slots that they are of: as many, unless a slot ran twice.
+pub async fn slots(world: &World, policy: &str) -> Outcome<(usize, BTreeSet<Timestamp>)> {
     let backups: Api<Backup> = Api::namespaced(world.cluster.client.clone(), POSTGRES);
     let all = backups.list(&ListParams::default()).await?.items;
     let scheduled: Vec<&Backup> = all
         .iter()
-        .filter(|one| one.policy_name() == Some(POLICY) && one.spec.trigger != Trigger::Manual)
+        .filter(|one| one.policy_name() == Some(policy) && one.spec.trigger != Trigger::Manual)
         .collect();
     let slots = scheduled.iter().filter_map(|one| one.spec.run.slot.as_ref().map(|slot| slot.0)).collect();
     Ok((scheduled.len(), slots))
@@ -54,7 +55,7 @@ async fn slots(world: &World) -> Outcome<(usize, BTreeSet<Timestamp>)> {
 
 async fn until_slots(world: &World, count: usize) -> Outcome<BTreeSet<Timestamp>> {
     until(&format!("{count} slots"), Duration::from_secs(100), async || {
-        let (backups, slots) = slots(world).await?;
+        let (backups, slots) = slots(world, POLICY).await?;
         ensure!(backups == slots.len(), "{backups} Backups of {} slots", slots.len());
         Ok(Look::at((backups >= count).then_some(slots), format!("{backups} Backups")))
     })
@@ -87,7 +88,7 @@ async fn replaced(world: &mut World, other: &Controller) -> Outcome {
         Ok(Look::at((52..57).contains(&second).then_some(()), format!("second {second} of the minute")))
     })
     .await?;
-    let before = slots(world).await?.1;
+    let before = slots(world, POLICY).await?.1;
     let killed = now_micros();
     world.take_controller()?.crash().await?;
     until_it_leads(other, "the other controller to lead").await?;

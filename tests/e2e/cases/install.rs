@@ -11,7 +11,7 @@ const SAMPLES: [&str; 5] = ["first-policy", "full-policy", "backup-manual", "res
 
 /// Installs what every case needs and lets the databases start.
 pub async fn prepare(world: &mut World) -> Outcome {
-    product(&world.cluster).await?;
+    product(&world.cluster, world.place).await?;
     world.begin_database(POSTGRES, Engine::Postgres, None).await?;
     world.begin_database(MARIADB, Engine::Mariadb, None).await?;
     world.begin_database(MARIADB_LOG, Engine::Mariadb, Some("--log-bin=binlog --sync-binlog=1")).await?;

@@ -21,15 +21,17 @@ const RESUMES_WITHIN: i64 = 1_000_000;
 const RECOVERY_WAIT: i64 = (10 + 5 + 30) * 1_000_000;
 
 /// A run in its hold.
-struct Held {
-    load: Load,
-    name: String,
+pub struct Held {
+    /// The writers.
+    pub load: Load,
+    /// The Backup.
+    pub name: String,
     /// Lines in the driver's ledger before it.
     ledger: usize,
 }
 
 /// Starts a run and returns when the driver has been asked for the cut, so that the application is held.
-async fn held(world: &mut World) -> Outcome<Held> {
+pub async fn held(world: &mut World) -> Outcome<Held> {
     let load = world.database(MARIADB, Engine::Mariadb, None).await?;
     world.controller().await?;
     world.policy(MARIADB, "broken-off", by_hand(&json!({}))).await?;
@@ -54,12 +56,12 @@ async fn held(world: &mut World) -> Outcome<Held> {
     Ok(Held { load, name, ledger })
 }
 
-async fn backup(world: &World, name: &str) -> Outcome<Backup> {
+pub async fn backup(world: &World, name: &str) -> Outcome<Backup> {
     let backups: Api<Backup> = Api::namespaced(world.cluster.client.clone(), MARIADB);
     Ok(backups.get(name).await?)
 }
 
-fn journal(backup: &Backup) -> Vec<(JournalKind, u32, Option<String>)> {
+pub fn journal(backup: &Backup) -> Vec<(JournalKind, u32, Option<String>)> {
     let entries = backup.status.as_ref().map(|status| status.journal.as_slice()).unwrap_or_default();
     entries.iter().map(|entry| (entry.entry, entry.attempt, entry.reason.clone())).collect()
 }
@@ -109,7 +111,7 @@ pub async fn killed_while_held(world: &mut World) -> Outcome {
 }
 
 /// Of everything that was cut from the volume since, the point alone is left: one snapshot, one content, one handle.
-async fn no_leak(world: &World, run: &Held, done: &Backup) -> Outcome {
+pub async fn no_leak(world: &World, run: &Held, done: &Backup) -> Outcome {
     let member = done.status.as_ref().and_then(|status| status.members.first()).present("the member")?;
     until("only the point to be left", Duration::from_secs(30), async || {
         let snapshots = world.snapshots_of(MARIADB, &run.name).await?;

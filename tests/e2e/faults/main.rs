@@ -55,7 +55,7 @@ async fn suite(words: &[String]) -> Outcome<bool> {
     let shots = campaign(seed, kills, stop_for, words);
     println!("{} faults, SEED={seed} KILLS={kills}", shots.len());
     let mut world = World::begin_in(NAMESPACES, "faults").await?;
-    install::product(&world.cluster).await?;
+    install::product(&world.cluster, world.place).await?;
     let network = Network::make().await?;
     let outcome = shoot(&mut world, network, &shots, seed).await;
     let ended = world.end().await;

@@ -273,5 +273,9 @@ fn cluster_scoped(kind: &str) -> bool {
             | "CustomResourceDefinition"
             | "ClusterHookTemplate"
             | "PersistentVolume"
+            | "ProtectionRule"
+            | "ValidatingAdmissionPolicy"
+            | "ValidatingAdmissionPolicyBinding"
+            | "VolumeSnapshotContent"
     )
 }

@@ -1,4 +1,5 @@
-//! The product's controller as a child process, with a token of its own ServiceAccount and nothing else.
+//! The product's controller: as a child process, with a token of its own ServiceAccount and nothing else; or as the Deployment
+//! of deploy/base ([`Deployed`]).
 
 use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,13 +18,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
+use crate::deployed::Deployed;
 use crate::network::Network;
 use crate::process::send_signal;
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, Problem};
 
 /// Where the controller's account lives (deploy/base).
-const NAMESPACE: &str = "stillpoint-system";
+pub const NAMESPACE: &str = "stillpoint-system";
 const ACCOUNT: &str = "stillpoint-controller";
 /// Longer than the suite takes.
 const TOKEN_SECONDS: i64 = 2 * 3600;
@@ -31,6 +33,29 @@ const TOKEN_SECONDS: i64 = 2 * 3600;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// A stopping controller waits 20 s for its runs at most.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where the controller of the suite runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// As a child of the suite: cases may start it as they like.
+    Process,
+    /// As deploy/base has it, from the image `cluster.local/stillpoint:1`.
+    InCluster,
+}
+
+impl Place {
+    /// What the environment asks for: `CONTROLLER=process` (the default) or `CONTROLLER=in-cluster`.
+    ///
+    /// # Errors
+    /// It asks for something else.
+    pub fn asked() -> Outcome<Self> {
+        match std::env::var("CONTROLLER").as_deref() {
+            Err(_) | Ok("" | "process") => Ok(Self::Process),
+            Ok("in-cluster") => Ok(Self::InCluster),
+            Ok(other) => Err(Problem(format!("CONTROLLER={other}: it is process or in-cluster"))),
+        }
+    }
+}
 
 /// How the next controller is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,15 +88,20 @@ pub struct Memory {
 pub struct Controller {
     /// How it was started.
     pub start: Start,
-    /// Where it serves metrics.
-    pub address: SocketAddr,
-    /// Its log.
-    pub log: PathBuf,
-    child: Child,
+    body: Body,
+}
+
+/// What runs.
+#[derive(Debug)]
+enum Body {
+    /// A child of the suite, which serves metrics at this address.
+    Child { child: Child, address: SocketAddr },
+    /// The pods of the Deployment.
+    Deployed(Deployed),
 }
 
 impl Controller {
-    /// Starts it and waits until it is ready.
+    /// Starts it as a child process and waits until it is ready.
     ///
     /// # Errors
     /// It cannot start or does not become ready.
@@ -89,8 +119,7 @@ impl Controller {
             None => free_address()?,
             Some(network) => network.listen(),
         };
-        let log = out.join(format!("controller-{number}.log"));
-        let file = File::create(&log)?;
+        let file = File::create(log_file(out, number))?;
         let mut command = match &start.network {
             None => Command::new(binary),
             Some(network) => network.command(binary),
@@ -109,43 +138,54 @@ impl Controller {
         }
         command.env_clear().env("KUBECONFIG", &kubeconfig).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).kill_on_drop(true);
-        let child = command.spawn().map_err(|error| Problem(format!("{}: {error}", binary.display())))?;
-        let mut controller = Self { start, address, log, child };
-        controller.ready().await?;
-        Ok(controller)
+        let mut child = command.spawn().map_err(|error| Problem(format!("{}: {error}", binary.display())))?;
+        ready(&mut child, address).await?;
+        Ok(Self { start, body: Body::Child { child, address } })
     }
 
-    async fn ready(&mut self) -> Outcome {
-        until("the controller to be ready", READY_WITHIN, async || {
-            if let Some(status) = self.child.try_wait()? {
-                return Err(Problem(format!("the controller ended at once: {status}")));
+    /// Starts the replicas of the installed Deployment and waits until they are ready.
+    ///
+    /// # Errors
+    /// They do not become ready, or are to be started as only a process can be.
+    pub async fn deploy(cluster: &Cluster, out: &Path, number: u32, start: Start) -> Outcome<Self> {
+        if start != Start::default() {
+            return Err(Problem(format!("in the cluster there is no {start:?}: the case is for a process")));
+        }
+        let deployed = Deployed::start(cluster, &log_file(out, number)).await?;
+        Ok(Self { start, body: Body::Deployed(deployed) })
+    }
+
+    /// The pods of the Deployment.
+    ///
+    /// # Errors
+    /// It is a process.
+    pub fn deployed(&mut self) -> Outcome<&mut Deployed> {
+        match &mut self.body {
+            Body::Deployed(deployed) => Ok(deployed),
+            Body::Child { .. } => {
+                Err(Problem("the controller is a process: the case is for the cluster".into()))
             }
-            Ok(match get(self.address, "/readyz").await {
-                Ok((200, _)) => Look::Done(()),
-                Ok((code, body)) => Look::NotYet(format!("{code} {body}")),
-                Err(problem) => Look::NotYet(problem.0),
-            })
-        })
-        .await
+        }
     }
 
-    /// What it serves at `/metrics`.
+    /// What it serves at `/metrics`; of several replicas as a query would put it together: counters added up, of facts the
+    /// largest.
     ///
     /// # Errors
     /// It does not answer with 200.
     pub async fn metrics(&self) -> Outcome<String> {
-        match get(self.address, "/metrics").await? {
-            (200, text) => Ok(text),
-            (code, text) => Err(Problem(format!("/metrics answered {code}: {text}"))),
+        match &self.body {
+            Body::Child { address, .. } => metrics_at(*address).await,
+            Body::Deployed(deployed) => deployed.metrics().await,
         }
     }
 
     /// Its memory.
     ///
     /// # Errors
-    /// It does not run.
+    /// It does not run, or is no process.
     pub fn memory(&self) -> Outcome<Memory> {
-        let pid = self.child.id().present("the controller's pid")?;
+        let pid = self.pid()?;
         let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -154,12 +194,32 @@ impl Controller {
         Ok(Memory { resident: field("VmRSS:")?, peak: field("VmHWM:")? })
     }
 
-    /// Whether it still runs.
-    pub fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    fn pid(&self) -> Outcome<u32> {
+        match &self.body {
+            Body::Child { child, .. } => child.id().present("the controller's pid"),
+            Body::Deployed(_) => {
+                Err(Problem("several pods have no one pid: the case is for a process".into()))
+            }
+        }
     }
 
-    /// Ends it as a crash does. Returns when it is gone.
+    /// Whether it still runs; of pods: whether no container ended by itself.
+    pub fn runs(&mut self) -> bool {
+        match &mut self.body {
+            Body::Child { child, .. } => matches!(child.try_wait(), Ok(None)),
+            Body::Deployed(deployed) => deployed.restarted().is_none(),
+        }
+    }
+
+    /// Whether there is nothing to stop any more.
+    pub fn is_over(&mut self) -> bool {
+        match self.body {
+            Body::Child { .. } => !self.runs(),
+            Body::Deployed(_) => false,
+        }
+    }
+
+    /// Ends it as a crash does, all replicas at once. Returns when it is gone.
     ///
     /// # Errors
     /// It had ended before.
@@ -167,36 +227,75 @@ impl Controller {
         if !self.runs() {
             return Err(Problem("the controller had ended before it was killed".into()));
         }
-        self.child.kill().await.map_err(Problem::from)
+        match self.body {
+            Body::Child { mut child, .. } => child.kill().await.map_err(Problem::from),
+            Body::Deployed(deployed) => deployed.crash().await,
+        }
     }
 
-    /// Sends SIGTERM and does not wait.
+    /// Has SIGTERM sent and does not wait.
     ///
     /// # Errors
     /// It does not run.
     pub async fn terminate(&self) -> Outcome {
-        self.signal("TERM").await
+        match &self.body {
+            Body::Child { .. } => self.signal("TERM").await,
+            Body::Deployed(deployed) => deployed.terminate().await,
+        }
     }
 
-    /// Sends a signal and does not wait.
+    /// Sends a signal to the process and does not wait.
     ///
     /// # Errors
-    /// It does not run.
+    /// It does not run, or is no process.
     pub async fn signal(&self, signal: &str) -> Outcome {
         // `ip netns exec` replaces itself by what it runs: the pid is the controller's in either case.
-        let pid = self.child.id().present("the controller's pid")?;
-        send_signal(pid, signal).await
+        send_signal(self.pid()?, signal).await
     }
 
     /// Waits for it to end.
     ///
     /// # Errors
     /// It does not end in time.
-    pub async fn ended(mut self) -> Outcome<ExitStatus> {
-        match tokio::time::timeout(STOP_WITHIN, self.child.wait()).await {
+    pub async fn ended(self) -> Outcome<ExitStatus> {
+        let mut child = match self.body {
+            Body::Child { child, .. } => child,
+            Body::Deployed(deployed) => return deployed.ended().await,
+        };
+        match tokio::time::timeout(STOP_WITHIN, child.wait()).await {
             Ok(status) => Ok(status?),
             Err(_) => Err(Problem(format!("the controller did not end within {STOP_WITHIN:?} of SIGTERM"))),
         }
+    }
+}
+
+async fn ready(child: &mut Child, address: SocketAddr) -> Outcome {
+    until("the controller to be ready", READY_WITHIN, async || {
+        if let Some(status) = child.try_wait()? {
+            return Err(Problem(format!("the controller ended at once: {status}")));
+        }
+        Ok(match get(address, "/readyz").await {
+            Ok((200, _)) => Look::Done(()),
+            Ok((code, body)) => Look::NotYet(format!("{code} {body}")),
+            Err(problem) => Look::NotYet(problem.0),
+        })
+    })
+    .await
+}
+
+/// The log of the `number`th controller of the suite.
+pub fn log_file(out: &Path, number: u32) -> PathBuf {
+    out.join(format!("controller-{number}.log"))
+}
+
+/// What is served at `/metrics` of this address.
+///
+/// # Errors
+/// It does not answer with 200.
+pub async fn metrics_at(address: SocketAddr) -> Outcome<String> {
+    match get(address, "/metrics").await? {
+        (200, text) => Ok(text),
+        (code, text) => Err(Problem(format!("/metrics answered {code}: {text}"))),
     }
 }
 

@@ -1,32 +1,51 @@
-//! Installs the product's definitions, rights and templates. The controller is a child of the suite instead of
-//! deploy/base's Deployment, with the token of its account.
+//! Installs the product from the very files of `deploy/base` and the templates of `config/templates`.
+//!
+//! For a controller that is a child of the suite the Deployment and its PodDisruptionBudget are left out, and nothing else. For one
+//! in the cluster the Deployment gets the image of this machine, and everything gets what is known about the test storage.
 
 use std::time::Duration;
 
-use crate::cluster::Cluster;
-use crate::wait::{Look, until};
-use crate::{Outcome, Problem};
+use serde_json::{Value, json};
 
-const DEFINITIONS: [&str; 5] =
-    ["backuppolicies", "backups", "clusterhooktemplates", "hooktemplates", "restores"];
-const RIGHTS: [&str; 4] = ["namespace", "serviceaccount", "roles", "controller-role"];
+use crate::cluster::{Cluster, documents};
+use crate::controller::Place;
+use crate::wait::{Look, until};
+use crate::{Outcome, Present as _, Problem};
+
+/// The image of `make image`, imported by tests/cluster.
+const IMAGE: &str = "cluster.local/stillpoint:1";
 const TEMPLATES: [&str; 2] = ["postgresql", "mariadb"];
 
-/// Installs everything and waits until it is served.
+/// Installs everything and waits until it is served. A Deployment starts nothing yet.
 ///
 /// # Errors
 /// An object was refused, or is not served in time.
-pub async fn product(cluster: &Cluster) -> Outcome {
-    for name in DEFINITIONS {
-        cluster.apply(&cluster.read(&format!("config/crd/{name}.yaml"))?, "").await?;
+pub async fn product(cluster: &Cluster, place: Place) -> Outcome {
+    let built = cluster.kubectl(&["kustomize", "deploy/base"], None).await?.good("kustomize deploy/base")?;
+    let (definitions, rest): (Vec<Value>, Vec<Value>) =
+        documents(&built)?.into_iter().partition(|object| object["kind"] == "CustomResourceDefinition");
+    for definition in &definitions {
+        cluster.apply(&definition.to_string(), "").await?;
     }
-    for name in DEFINITIONS {
-        let crd = format!("crd/{name}.stillpoint.dev");
-        let wait = ["wait", "--for=condition=Established", &crd, "--timeout=20s"];
+    for definition in &definitions {
+        let name = definition["metadata"]["name"].as_str().present("the definition's name")?;
+        let wait = ["wait", "--for=condition=Established", &format!("crd/{name}"), "--timeout=20s"];
         cluster.kubectl(&wait, None).await?.good("wait for the definitions")?;
     }
-    for name in RIGHTS {
-        cluster.apply(&cluster.read(&format!("deploy/base/{name}.yaml"))?, "stillpoint-system").await?;
+    let trust = cluster.read("config/trust/cluster.yaml")?;
+    for mut object in rest {
+        match (object["kind"].as_str(), place) {
+            (Some("Deployment" | "PodDisruptionBudget"), Place::Process) => continue,
+            (Some("Deployment"), Place::InCluster) => {
+                object["spec"]["replicas"] = json!(0);
+                let container = &mut object["spec"]["template"]["spec"]["containers"][0];
+                container["image"] = json!(IMAGE);
+                container["imagePullPolicy"] = json!("Never");
+            }
+            (Some("ConfigMap"), _) => object["data"]["trust.yaml"] = json!(trust),
+            (_, _) => {}
+        }
+        cluster.apply(&object.to_string(), "").await?;
     }
     for name in TEMPLATES {
         template(cluster, &cluster.read(&format!("config/templates/{name}.yaml"))?).await?;

@@ -2,12 +2,14 @@
 //!
 //! Guarantees: what a case asserts about a cut comes from the driver's ledger and the writers' log, never from the
 //! product's evidence alone; every wait is on a condition and has a deadline; the controller runs with a token of its
-//! own ServiceAccount and the rights of `deploy/base`, nothing more.
+//! own ServiceAccount and the rights of `deploy/base`, nothing more, or is the Deployment that these very files install.
 
 pub mod acks;
+pub mod ask;
 pub mod audit;
 pub mod cluster;
 pub mod controller;
+pub mod deployed;
 pub mod explain;
 pub mod install;
 pub mod ledger;

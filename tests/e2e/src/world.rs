@@ -13,7 +13,7 @@ use stillpoint_api::{Backup, BackupPolicy};
 use tokio::process::Command;
 
 use crate::cluster::{Cluster, Printed};
-use crate::controller::{Controller, Start};
+use crate::controller::{self, Controller, Place, Start};
 use crate::load::{Engine, Load, Strength};
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, Problem, fail};
@@ -46,6 +46,8 @@ pub struct World {
     pub out: PathBuf,
     /// The product.
     pub binary: PathBuf,
+    /// Where its controller runs.
+    pub place: Place,
     namespaces: &'static [&'static str],
     controller: Option<Controller>,
     started: u32,
@@ -59,10 +61,13 @@ impl World {
     /// # Errors
     /// No cluster, or no binary.
     pub async fn begin() -> Outcome<Self> {
-        Self::begin_in(NAMESPACES, "e2e").await
+        let place = Place::asked()?;
+        let mut world = Self::begin_in(NAMESPACES, "e2e").await?;
+        world.place = place;
+        Ok(world)
     }
 
-    /// The same with namespaces and an output folder of one's own.
+    /// The same with namespaces and an output folder of one's own, and with a process as controller.
     ///
     /// # Errors
     /// No cluster, or no binary.
@@ -75,6 +80,7 @@ impl World {
             cluster,
             out,
             binary,
+            place: Place::Process,
             namespaces,
             controller: None,
             started: 0,
@@ -83,6 +89,7 @@ impl World {
         };
         world.cluster.misbehave(None)?;
         world.start_components().await?;
+        crate::deployed::remove(&world.cluster).await?;
         world.remove_namespaces().await?;
         world.ledger_at_start = world.cluster.ledger.lines()?.len();
         Ok(world)
@@ -118,8 +125,13 @@ impl World {
         if !fits {
             self.stop_controller().await?;
             self.started += 1;
-            let started = Controller::start(&self.cluster, &self.binary, &self.out, self.started, start);
-            self.controller = Some(started.await?);
+            let started = match self.place {
+                Place::Process => {
+                    Controller::start(&self.cluster, &self.binary, &self.out, self.started, start).await?
+                }
+                Place::InCluster => Controller::deploy(&self.cluster, &self.out, self.started, start).await?,
+            };
+            self.controller = Some(started);
         }
         self.controller.as_mut().present("the controller")
     }
@@ -143,7 +155,7 @@ impl World {
     /// It does not end well.
     pub async fn stop_controller(&mut self) -> Outcome {
         let Some(mut running) = self.controller.take() else { return Ok(()) };
-        if !running.runs() {
+        if running.is_over() {
             return Ok(());
         }
         running.terminate().await?;
@@ -157,7 +169,7 @@ impl World {
 
     /// The log of the newest controller.
     pub fn controller_log(&self) -> String {
-        std::fs::read_to_string(self.out.join(format!("controller-{}.log", self.started))).unwrap_or_default()
+        std::fs::read_to_string(controller::log_file(&self.out, self.started)).unwrap_or_default()
     }
 
     /// Fails when the controller ended by itself: no fault may do that.
@@ -235,8 +247,8 @@ impl World {
         let namespaces: Api<Namespace> = Api::all(self.cluster.client.clone());
         for name in self.namespaces {
             let backups: Api<Backup> = Api::namespaced(self.cluster.client.clone(), name);
-            // Of a run that was broken off: no controller is there to let them go.
-            let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+            // Of a run that was broken off: no controller is there to let them go. A held one would keep its namespace.
+            let release = Patch::Merge(json!({"metadata": {"finalizers": null}, "spec": {"hold": null}}));
             for backup in
                 backups.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default()
             {
