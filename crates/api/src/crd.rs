@@ -10,7 +10,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::{Backup, BackupPolicy, ClusterHookTemplate, HookTemplate, Restore};
+use crate::{Backup, BackupPolicy, ClusterHookTemplate, HookTemplate, ProtectionRule, Restore};
 
 /// Bound of strings of Kubernetes' own types, where those have none (a condition's message is the longest).
 const EMBEDDED_MAX_LENGTH: i64 = 32_768;
@@ -23,10 +23,17 @@ const EMBEDDED_MAX_PROPERTIES: i64 = 32;
 
 /// All definitions, in the order of docs/api.md.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    [BackupPolicy::crd(), Backup::crd(), Restore::crd(), HookTemplate::crd(), ClusterHookTemplate::crd()]
-        .into_iter()
-        .map(finished)
-        .collect()
+    [
+        BackupPolicy::crd(),
+        Backup::crd(),
+        Restore::crd(),
+        HookTemplate::crd(),
+        ClusterHookTemplate::crd(),
+        ProtectionRule::crd(),
+    ]
+    .into_iter()
+    .map(finished)
+    .collect()
 }
 
 /// Name of the file of a definition under `config/crd`: the plural of its kind.

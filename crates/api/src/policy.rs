@@ -97,7 +97,7 @@ pub struct BackupPolicySpec {
     /// Scheduled restore drills. Not supported yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification: Option<Verification>,
-    /// The ProtectionRule that stamped this policy. Not supported yet.
+    /// The ProtectionRule that stamped this policy, and owns it. Leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule_ref: Option<NameRef>,
 }

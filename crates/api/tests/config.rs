@@ -110,7 +110,8 @@ fn shipped_templates_and_first_samples_lint_clean() {
             assert_eq!(validate::advice(&template.spec.0), [], "{}", file.display());
         }
     }
-    for name in ["first-policy", "office-hours-policy", "restore", "backup-manual", "namespace-optin"] {
+    for name in ["first-policy", "office-hours-policy", "restore", "backup-manual", "namespace-optin", "rule"]
+    {
         let file = root().join(format!("config/samples/{name}.yaml"));
         assert_eq!(lint(&file), [], "{name}");
     }

@@ -27,6 +27,7 @@ pub mod recovery;
 pub mod rehearsal;
 pub mod resolve;
 pub mod restore;
+mod rules;
 pub mod run;
 pub mod session;
 pub mod settle;

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::facts::{Facts, PointState, PolicyFacts};
 
 /// Reasons for which a slot does not run; each is there with 0. Others appear when they happen.
-const MISSED_REASONS: [&str; 4] = ["blackout", "concurrency", "controller_down", "deadline"];
+const MISSED_REASONS: [&str; 5] = ["blackout", "concurrency", "controller_down", "deadline", "rule_blackout"];
 
 /// Types of conditions a policy has, absent ones are Unknown.
 const CONDITIONS: [&str; 2] = ["Accepted", "Ready"];

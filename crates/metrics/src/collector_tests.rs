@@ -108,6 +108,7 @@ stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="blackout"
 stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="concurrency"} 0
 stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="controller_down"} 0
 stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="deadline"} 2
+stillpoint_missed_runs_total{namespace="shop",policy="nightly",reason="rule_blackout"} 0
 # HELP stillpoint_policy_condition Conditions of the policy: 1 for the status that holds.
 # TYPE stillpoint_policy_condition gauge
 stillpoint_policy_condition{namespace="shop",policy="nightly",type="Accepted",status="True"} 1

@@ -11,9 +11,12 @@ use kube::ResourceExt as _;
 use stillpoint_api::policy::{BackupPolicy, Blackout, CatchUp, Concurrency, Schedule as ScheduleSpec};
 use stillpoint_api::validate::{self, Finding};
 
+use stillpoint_api::rule::{RULE_VIOLATION, judge};
+
 use crate::blackouts::{Blackouts, Window, just_before};
 use crate::cron::{Analysis, Field, Schedule, ScheduleError};
 use crate::retention::Rules;
+use crate::rules::Known;
 use crate::slots::{SlotSpec, jitter_offset};
 
 /// The zone of a schedule that names none.
@@ -52,6 +55,8 @@ pub struct Refusal {
     pub reason: String,
     /// What is wrong and what to do.
     pub message: String,
+    /// The ProtectionRules that the policy is outside of, each once, in the order of their names.
+    pub rules: Vec<String>,
 }
 
 /// Parsed schedules by expression, zone and blackouts.
@@ -76,16 +81,39 @@ impl From<&[Finding]> for Refusal {
         Self {
             reason: findings.first().map_or("Invalid", |first| first.rule).to_owned(),
             message: messages.join("; ").chars().take(MAX_MESSAGE).collect(),
+            rules: Vec::new(),
+        }
+    }
+}
+
+impl From<&[judge::Violation]> for Refusal {
+    fn from(violations: &[judge::Violation]) -> Self {
+        let mut rules: Vec<String> = violations.iter().map(|outside| outside.rule.clone()).collect();
+        rules.dedup();
+        Self {
+            reason: RULE_VIOLATION.to_owned(),
+            message: judge::told(violations).chars().take(MAX_MESSAGE).collect(),
+            rules,
         }
     }
 }
 
 impl Schedules {
     /// Parses, or finds what was parsed before.
-    fn parse(&self, spec: &ScheduleSpec, created: Timestamp, now: Timestamp) -> Result<Parsed, Finding> {
+    fn parse(
+        &self,
+        spec: &ScheduleSpec,
+        rules: &[Arc<Known>],
+        created: Timestamp,
+        now: Timestamp,
+    ) -> Result<Parsed, Finding> {
         let zone = spec.time_zone.as_deref().unwrap_or(DEFAULT_ZONE);
         let windows: Vec<String> = spec.blackouts.iter().map(written).collect();
         let mut windows = windows.join("; ");
+        for rule in rules.iter().filter(|rule| !rule.spec().blackouts.is_empty()) {
+            let ruled: Vec<String> = rule.spec().blackouts.iter().map(written).collect();
+            windows.push_str(&format!(" rule {} of {}: {}", rule.name(), rule.created(), ruled.join("; ")));
+        }
         // Only `@every` depends on the policy; everything else is shared by those that write the same.
         if spec.cron.contains(EVERY) || windows.contains(EVERY) {
             windows.push_str(&format!(" since {created}"));
@@ -97,7 +125,13 @@ impl Schedules {
         }
         let schedule = Schedule::parse(&spec.cron, zone, created)
             .map_err(|error| schedule_finding(&error, "spec.schedule", "cron", "InvalidSchedule"))?;
-        let blackouts = parse_blackouts(&spec.blackouts, zone, created, now)?;
+        let mut blackouts = parse_blackouts(&spec.blackouts, zone, created, now, "spec.schedule.blackouts")?;
+        for rule in rules {
+            let ruled = rule_blackouts(&rule.spec().blackouts, rule.created(), now)?;
+            blackouts
+                .extend(ruled.into_iter().map(|window| Window { rule: Some(rule.name().into()), ..window }));
+        }
+        let blackouts = Blackouts::new(blackouts);
         let analysis = analysis(&schedule, &blackouts, now)?;
         let parsed = Parsed { schedule: Arc::new(schedule), blackouts: Arc::new(blackouts), analysis };
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +149,7 @@ impl Schedules {
 /// Everything that keeps `policy` from being scheduled: the API's own rules, then the schedule's. For `lint`; the
 /// same words that the condition `Accepted` has.
 pub fn findings(policy: &BackupPolicy, now: Timestamp) -> Vec<Finding> {
-    check(policy, &Schedules::default(), now).err().unwrap_or_default()
+    check(policy, &[], &Schedules::default(), now).err().unwrap_or_default()
 }
 
 /// Accepts or refuses `policy`. `cluster_uid` seeds the jitter.
@@ -128,9 +162,29 @@ pub fn accept(
     cluster_uid: &str,
     now: Timestamp,
 ) -> Result<Accepted, Refusal> {
+    accept_under(&[], policy, schedules, cluster_uid, now)
+}
+
+/// The same under the rules that hold for its namespace: their blackouts are added to the policy's, and a policy that is
+/// outside one of them is refused.
+///
+/// # Errors
+/// Why it is refused.
+pub fn accept_under(
+    rules: &[Arc<Known>],
+    policy: &BackupPolicy,
+    schedules: &Schedules,
+    cluster_uid: &str,
+    now: Timestamp,
+) -> Result<Accepted, Refusal> {
     let Parsed { schedule, blackouts, analysis } =
-        check(policy, schedules, now).map_err(|findings| Refusal::from(findings.as_slice()))?;
+        check(policy, rules, schedules, now).map_err(|findings| Refusal::from(findings.as_slice()))?;
     let spec = &policy.spec;
+    let interval = analysis.map(|found| found.min_interval);
+    let outside = judge::policy(spec, interval, rules.iter().map(|rule| rule.rule()));
+    if !outside.is_empty() {
+        return Err(Refusal::from(outside.as_slice()));
+    }
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
     let retention = Rules::new(spec.retention.as_ref(), schedule.zone().clone());
     Ok(Accepted {
@@ -152,9 +206,14 @@ pub fn accept(
     })
 }
 
-fn check(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result<Parsed, Vec<Finding>> {
+fn check(
+    policy: &BackupPolicy,
+    rules: &[Arc<Known>],
+    schedules: &Schedules,
+    now: Timestamp,
+) -> Result<Parsed, Vec<Finding>> {
     let mut findings = validate::policy(policy);
-    let parsed = scheduled(policy, schedules, now).map_err(|finding| findings.push(finding));
+    let parsed = scheduled(policy, rules, schedules, now).map_err(|finding| findings.push(finding));
     match parsed {
         Ok(parsed) if findings.is_empty() => Ok(parsed),
         _ => Err(findings),
@@ -167,11 +226,16 @@ fn check(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result
 /// # Errors
 /// What keeps it from being scheduled.
 pub fn intervals(policy: &BackupPolicy, now: Timestamp) -> Result<Option<Analysis>, Finding> {
-    scheduled(policy, &Schedules::default(), now).map(|parsed| parsed.analysis)
+    scheduled(policy, &[], &Schedules::default(), now).map(|parsed| parsed.analysis)
 }
 
-fn scheduled(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Result<Parsed, Finding> {
-    let parsed = schedules.parse(&policy.spec.schedule, created(policy), now)?;
+fn scheduled(
+    policy: &BackupPolicy,
+    rules: &[Arc<Known>],
+    schedules: &Schedules,
+    now: Timestamp,
+) -> Result<Parsed, Finding> {
+    let parsed = schedules.parse(&policy.spec.schedule, rules, created(policy), now)?;
     match parsed.analysis {
         Some(found) if jitter(policy) >= found.min_interval => Err(Finding::new(
             "spec.schedule.jitter",
@@ -186,16 +250,29 @@ fn scheduled(policy: &BackupPolicy, schedules: &Schedules, now: Timestamp) -> Re
     }
 }
 
+/// The windows of a rule; their zone is UTC unless they say otherwise.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub(crate) fn rule_blackouts(
+    blackouts: &[Blackout],
+    created: Timestamp,
+    now: Timestamp,
+) -> Result<Vec<Window>, Finding> {
+    parse_blackouts(blackouts, DEFAULT_ZONE, created, now, "spec.blackouts")
+}
+
 /// Windows whose zone is that of the schedule unless they say otherwise.
 fn parse_blackouts(
     blackouts: &[Blackout],
     zone: &str,
     created: Timestamp,
     now: Timestamp,
-) -> Result<Blackouts, Finding> {
+    field: &str,
+) -> Result<Vec<Window>, Finding> {
     let mut windows = Vec::with_capacity(blackouts.len());
     for (index, blackout) in blackouts.iter().enumerate() {
-        let path = format!("spec.schedule.blackouts[{index}]");
+        let path = format!("{field}[{index}]");
         let zone = blackout.time_zone.as_deref().unwrap_or(zone);
         let starts = Schedule::parse(&blackout.start, zone, created)
             .map_err(|error| schedule_finding(&error, &path, "start", "InvalidBlackout"))?;
@@ -220,9 +297,9 @@ fn parse_blackouts(
                 ),
             ));
         }
-        windows.push(Window { starts: Arc::new(starts), length, action: blackout.action });
+        windows.push(Window { starts: Arc::new(starts), length, action: blackout.action, rule: None });
     }
-    Ok(Blackouts::new(windows))
+    Ok(windows)
 }
 
 /// The intervals of the schedule, with the gaps that blackouts make: those of [`WINDOWS_ANALYSED`] windows.
@@ -242,10 +319,18 @@ fn analysis(schedule: &Schedule, blackouts: &Blackouts, now: Timestamp) -> Resul
         max_interval: found.max_interval,
     };
     let Some(first) = spec.starts(now).next() else {
+        let rules = blackouts.rules().into_iter().collect::<Vec<_>>().join(", ");
+        let whose = if rules.is_empty() {
+            String::new()
+        } else {
+            format!(" (ProtectionRule {rules} has some of them)")
+        };
         return Err(Finding::new(
             "spec.schedule.blackouts",
             "NothingStarts",
-            "every slot of the coming years is inside a blackout that drops it: move the slots or shorten a window",
+            format!(
+                "every slot of the coming years is inside a blackout that drops it{whose}: move the slots or shorten a window"
+            ),
         ));
     };
     let mut last = first;

@@ -4,6 +4,7 @@
 //! again: the Backup's name is the lock of its slot, and the status is a compare-and-swap.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -17,11 +18,12 @@ use stillpoint_api::backup::{Backup, BackupSpec, POLICY_LABEL, PolicyRef, RunSpe
 use stillpoint_api::clock::SharedClock;
 use stillpoint_api::policy::BackupPolicy;
 
-use crate::accept::{Schedules, accept};
+use crate::accept::{Schedules, accept_under};
 use crate::election::Leadership;
 use crate::projection::{BackupView, PolicyKey};
 use crate::prune::{self, Pruned, prune};
 use crate::reconciler::{Cancel, Note, Observed, Outcome, Start, reconcile};
+use crate::rules::RuleBook;
 use crate::slots::backup_name;
 use crate::templates;
 
@@ -41,6 +43,8 @@ pub(crate) struct Apply {
     pub cluster_uid: String,
     pub schedules: Schedules,
     pub leadership: Leadership,
+    /// The ProtectionRules, and the labels of namespaces.
+    pub rules: Arc<RuleBook>,
     /// Longest time that deletes may take of a pass.
     pub deletes_bound: Duration,
     /// Whether any Backup of the cluster is in its freeze.
@@ -90,6 +94,7 @@ impl Apply {
             cluster_uid,
             schedules,
             leadership,
+            rules: Arc::default(),
             deletes_bound: prune::BOUND,
             frozen: AtomicBool::new(false),
             recorder,
@@ -152,7 +157,9 @@ pub(crate) async fn apply(context: &Apply, key: &PolicyKey, seen: &Seen<'_>) -> 
             return Ok(Applied::default());
         };
         let now = context.clock.wall();
-        let mut accepted = accept(&policy, &context.schedules, &context.cluster_uid, now);
+        let rules = context.rules.holding(&key.namespace);
+        let mut accepted = accept_under(&rules, &policy, &context.schedules, &context.cluster_uid, now);
+        context.rules.judged(key, accepted.as_ref().err().map(|refusal| refusal.rules.as_slice()));
         let mut look_again = None;
         if accepted.is_ok() && templates::is_due(&policy) {
             let found = templates::refusal(&context.client, &policy).await;

@@ -2,8 +2,10 @@
 //!
 //! A window is half-open: its end is outside. It ends when the wall clock of its zone first shows the end, so a night
 //! of 22:00 to 06:00 is over at 06:00 also when the clocks change in it. Where windows overlap the stricter one wins
-//! (docs/design/schedule.md §2.4).
+//! (docs/design/schedule.md §2.4), whether it is the policy's or one of a ProtectionRule; a window knows whose it is, so
+//! that what is dropped can be told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::cron::Schedule;
 /// Windows that may follow one on another before what they defer is given up: far more than anybody writes.
 const CHAIN: usize = 64;
 
-/// The windows of one policy.
+/// The windows that a policy is under.
 #[derive(Clone, Debug, Default)]
 pub struct Blackouts {
     windows: Vec<Window>,
@@ -30,6 +32,8 @@ pub struct Window {
     pub length: Duration,
     /// What it does with a slot.
     pub action: BlackoutAction,
+    /// Name of the ProtectionRule whose window it is; `None`: the policy's own.
+    pub rule: Option<Arc<str>>,
 }
 
 /// The windows that hold at an instant, as one.
@@ -41,6 +45,8 @@ pub struct Hold {
     pub from: Timestamp,
     /// Until when, exclusive.
     pub to: Timestamp,
+    /// Whether a rule's window is among those with that action.
+    pub ruled: bool,
 }
 
 /// What becomes of a start.
@@ -54,6 +60,8 @@ pub enum Fate {
         from: Timestamp,
         /// Until when, exclusive.
         to: Timestamp,
+        /// Whether a rule's window had a part in it.
+        ruled: bool,
     },
 }
 
@@ -96,15 +104,42 @@ impl Blackouts {
         let mut held: Option<Hold> = None;
         for window in &self.windows {
             let Some((from, to)) = window.holding(at) else { continue };
+            let ruled = window.rule.is_some();
             held = Some(match held {
                 Some(known) if strictness(known.action) > strictness(window.action) => known,
-                Some(known) if known.action == window.action => {
-                    Hold { action: known.action, from: known.from.min(from), to: known.to.max(to) }
-                }
-                Some(_) | None => Hold { action: window.action, from, to },
+                Some(known) if known.action == window.action => Hold {
+                    action: known.action,
+                    from: known.from.min(from),
+                    to: known.to.max(to),
+                    ruled: known.ruled || ruled,
+                },
+                Some(_) | None => Hold { action: window.action, from, to, ruled },
             });
         }
         held
+    }
+
+    /// Names of the rules that have a window here, each once.
+    pub fn rules(&self) -> BTreeSet<&str> {
+        self.windows.iter().filter_map(|window| window.rule.as_deref()).collect()
+    }
+
+    /// Whose windows hold at `at`, for people: the policy's, and those of which rules. When none holds there any more: of
+    /// which rules there are windows.
+    pub fn whose(&self, at: Timestamp) -> String {
+        let holding: Vec<&Window> =
+            self.windows.iter().filter(|window| window.holding(at).is_some()).collect();
+        let own = holding.iter().any(|window| window.rule.is_none());
+        let mut rules: BTreeSet<&str> = holding.iter().filter_map(|window| window.rule.as_deref()).collect();
+        if rules.is_empty() {
+            rules = self.rules();
+        }
+        let rules = rules.into_iter().collect::<Vec<_>>().join(", ");
+        if own {
+            format!("inside blackouts of the policy and of ProtectionRule {rules}")
+        } else {
+            format!("inside a blackout of ProtectionRule {rules}")
+        }
     }
 
     /// When the next window starts after `at`; [`Timestamp::MAX`] when none does.
@@ -117,15 +152,17 @@ impl Blackouts {
     pub fn fate(&self, due: Timestamp, offset: Duration) -> Fate {
         let offset = SignedDuration::try_from(offset).unwrap_or(SignedDuration::ZERO);
         let (mut start, mut first) = (due, None);
+        let mut ruled = false;
         for _ in 0..CHAIN {
             let Some(hold) = self.at(start) else { return Fate::Starts(start) };
             let first = *first.get_or_insert(hold);
+            ruled |= hold.ruled;
             match hold.action {
                 BlackoutAction::Defer => start = hold.to.saturating_add(offset).unwrap_or(Timestamp::MAX),
-                BlackoutAction::Skip => return Fate::Dropped { from: first.from, to: first.to },
+                BlackoutAction::Skip => return Fate::Dropped { from: first.from, to: first.to, ruled },
             }
         }
-        first.map_or(Fate::Starts(start), |hold| Fate::Dropped { from: hold.from, to: hold.to })
+        first.map_or(Fate::Starts(start), |hold| Fate::Dropped { from: hold.from, to: hold.to, ruled })
     }
 
     /// The starts of windows after `from`, in order.

@@ -30,6 +30,7 @@ use crate::apply::{Applied, Apply, ApplyError, Seen, apply};
 use crate::election::Leadership;
 use crate::heap::DueHeap;
 use crate::projection::{PolicyKey, Projection};
+use crate::rules;
 use crate::server_clock;
 
 /// Longest sleep before the wall clock is read again: it may have been set, and the monotonic clock stops while a
@@ -144,10 +145,16 @@ pub async fn run(
     let server_clock =
         tokio::spawn(server_clock::watch(context.client.clone(), context.clock.clone(), ahead));
     let out_of_band = OutOfBand::watching(&context.client);
+    let (client, clock, leadership) =
+        (context.client.clone(), context.clock.clone(), context.leadership.clone());
     let mut scheduler = Scheduler::new(context, server_ahead);
     scheduler.out_of_band = out_of_band;
+    let book = scheduler.context.rules.clone();
+    book.expect_lists();
+    let ruling = tokio::spawn(rules::run(client, clock, leadership, book));
     let ended = scheduler.run(policies.default_backoff(), backups.default_backoff(), shutdown).await;
     server_clock.abort();
+    ruling.abort();
     ended?;
     // What was begun is a created Backup without its noted slot, or half a retention pass: let it end.
     while let Some(done) = scheduler.tasks.join_next().await {
@@ -194,6 +201,7 @@ impl Scheduler {
     ) -> Result<(), SchedulerError> {
         let (mut policies, mut backups, mut shutdown) = (pin!(policies), pin!(backups), pin!(shutdown));
         let mut lead = self.context.leadership.follow();
+        let rules = self.context.rules.clone();
         loop {
             self.follow();
             self.dispatch();
@@ -203,6 +211,7 @@ impl Scheduler {
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
                 () = lead.changed() => {}
+                () = rules.changed() => self.rules_changed(),
                 event = policies.next() => match event {
                     None => return Err(SchedulerError::WatchEnded("backuppolicies")),
                     Some(Ok(event)) => self.policy_event(event),
@@ -233,7 +242,7 @@ impl Scheduler {
     }
 
     fn listed(&self) -> bool {
-        self.policies_listed.done_once && self.backups_listed.done_once
+        self.policies_listed.done_once && self.backups_listed.done_once && self.context.rules.listed()
     }
 
     /// Until something is due, at most [`MAX_SLEEP`]. Nothing wakes a scheduler that has no room.
@@ -400,6 +409,7 @@ impl Scheduler {
         match guarded {
             // Our own status writes come back as well and change nothing.
             Ok(policy) => {
+                self.context.rules.policy_applied(policy);
                 if self.projection.policy_applied(policy) {
                     self.enqueue(PolicyKey::of(policy));
                 }
@@ -413,7 +423,17 @@ impl Scheduler {
         }
     }
 
+    /// Looks at the policies of the namespaces for which other rules hold now.
+    fn rules_changed(&mut self) {
+        let touched = self.context.rules.take_touched();
+        let keys = self.projection.policies().filter(|key| touched.contains(&key.namespace));
+        let keys: Vec<PolicyKey> = keys.cloned().collect();
+        keys.into_iter().for_each(|key| self.enqueue(key));
+        self.all_listed();
+    }
+
     fn policy_gone(&mut self, key: &PolicyKey) {
+        self.context.rules.policy_gone(key);
         self.due.remove(key);
         self.failures.remove(key);
         self.deletes_wait.remove(key);

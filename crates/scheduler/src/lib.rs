@@ -2,7 +2,8 @@
 //!
 //! Pure: [`cron`] (expressions, zones), [`slots`] (what is due), [`blackouts`] (when nothing
 //! starts), [`heap`] (who is due next), [`retention`] (what may
-//! go), [`objectives`] (RPO), [`snapshots`] (which of ours exist), [`accept`] and [`reconciler`] (one policy as a whole). They take `now` as an argument
+//! go), [`objectives`] (RPO), [`snapshots`] (which of ours exist), [`rules`] (what operations decide), [`accept`] and
+//! [`reconciler`] (one policy as a whole). They take `now` as an argument
 //! and touch nothing. [`election`] says which replica schedules. [`run`] watches, keeps the timer and acts; what it did is in the objects.
 
 pub mod accept;
@@ -17,6 +18,7 @@ pub mod projection;
 mod prune;
 pub mod reconciler;
 pub mod retention;
+pub mod rules;
 mod server_clock;
 pub mod slots;
 pub mod snapshots;

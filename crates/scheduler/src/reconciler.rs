@@ -103,6 +103,13 @@ pub struct Cancel {
 pub enum Note {
     /// Slots did not run.
     Missed(Missed),
+    /// Slots did not run because of a rule's blackout.
+    RuleBlackout {
+        /// How many.
+        count: u32,
+        /// Whose blackouts.
+        whose: String,
+    },
     /// `lastSlot` was far in the future and was reset.
     LastSlotReset {
         /// What it said.
@@ -140,7 +147,7 @@ impl Note {
     /// The bounded reason of the event.
     pub fn reason(&self) -> &str {
         match self {
-            Self::Missed(_) => "MissedSlots",
+            Self::Missed(_) | Self::RuleBlackout { .. } => "MissedSlots",
             Self::LastSlotReset { .. } => "LastSlotReset",
             Self::Refused(refusal) => &refusal.reason,
             Self::ClockSkewed { .. } | Self::ClockDiffers { .. } => CLOCK_SKEW,
@@ -155,6 +162,7 @@ impl Note {
             Self::Missed(missed) => {
                 format!("{} slot(s) did not run: {}", missed.count, missed.reason.label())
             }
+            Self::RuleBlackout { count, whose } => format!("{count} slot(s) did not run: {whose}"),
             Self::LastSlotReset { was } => format!(
                 "lastSlot was {was}, far in the future: written by a wrong clock; the schedule resumes from now"
             ),
@@ -586,10 +594,11 @@ fn notes(
     // What is skipped as was asked for is in status and metrics; an event for each would drown the others.
     let worth_an_event = |missed: &&Missed| match missed.reason {
         MissedReason::ControllerDown | MissedReason::Deadline => true,
-        MissedReason::Concurrency | MissedReason::Blackout => false,
+        MissedReason::Concurrency | MissedReason::Blackout | MissedReason::RuleBlackout => false,
     };
     let mut notes: Vec<Note> =
         slots.missed.iter().filter(worth_an_event).copied().map(Note::Missed).collect();
+    notes.extend(rule_blackout(observed, slots));
     let had = |kind: &str, status: &str| {
         before.conditions.iter().any(|condition| condition.type_ == kind && condition.status == status)
     };
@@ -608,11 +617,23 @@ fn notes(
         notes.extend(cancel.iter().map(|cancel| Note::Replaced { backup: cancel.name.clone(), slot }));
     }
     if let Err(refusal) = observed.accepted
-        && !before.conditions.iter().any(|known| known.type_ == ACCEPTED && known.reason == refusal.reason)
+        && !before.conditions.iter().any(|known| {
+            // Of rules the words count: another one may have been broken.
+            let same = refusal.rules.is_empty() || known.message == refusal.message;
+            known.type_ == ACCEPTED && known.reason == refusal.reason && same
+        })
     {
         notes.push(Note::Refused(refusal.clone()));
     }
     notes
+}
+
+/// What a rule drops is not as the policy asks for, so its owner is told whose doing it is.
+fn rule_blackout(observed: &Observed<'_>, slots: &SlotOutcome) -> Option<Note> {
+    let missed = slots.missed.iter().find(|missed| missed.reason == MissedReason::RuleBlackout)?;
+    let spec = &observed.accepted.ok()?.slots;
+    let whose = spec.blackouts.whose(spec.due(slots.last_slot?));
+    Some(Note::RuleBlackout { count: missed.count, whose })
 }
 
 fn paused(observed: &Observed<'_>, held_back: HeldBack) -> Note {

@@ -156,11 +156,18 @@ pub enum MissedReason {
     Deadline,
     /// Another run of the policy was not finished.
     Concurrency,
-    /// It was due, or would have started, inside a blackout.
+    /// It was due, or would have started, inside a blackout of the policy.
     Blackout,
+    /// The same, and the blackout that dropped it is, or is also, one of a ProtectionRule.
+    RuleBlackout,
 }
 
 impl MissedReason {
+    /// Of what a blackout dropped.
+    const fn of_blackout(ruled: bool) -> Self {
+        if ruled { Self::RuleBlackout } else { Self::Blackout }
+    }
+
     /// The bounded word.
     pub const fn label(self) -> &'static str {
         match self {
@@ -168,6 +175,7 @@ impl MissedReason {
             Self::Deadline => "deadline",
             Self::Concurrency => "concurrency",
             Self::Blackout => "blackout",
+            Self::RuleBlackout => "rule_blackout",
         }
     }
 }
@@ -263,19 +271,20 @@ impl<'a> Line<'a> {
             Missed { count: 0, reason: MissedReason::ControllerDown },
             Missed { count: 0, reason: MissedReason::Concurrency },
             Missed { count: 0, reason: MissedReason::Blackout },
+            Missed { count: 0, reason: MissedReason::RuleBlackout },
         ];
-        // Whether blackouts cover what is due before the second value.
-        let mut covered = (false, Timestamp::MIN);
+        // Which blackout covers what is due before the second value.
+        let mut covered = (None, Timestamp::MIN);
         for slot in initial.into_iter().chain(scheduled).take(MISSED_CAP as usize) {
             let due = self.due(slot);
             if due >= covered.1 {
                 covered = match self.spec.blackouts.at(due) {
-                    Some(hold) => (true, hold.to),
-                    None => (false, self.spec.blackouts.next_start(due)),
+                    Some(hold) => (Some(MissedReason::of_blackout(hold.ruled)), hold.to),
+                    None => (None, self.spec.blackouts.next_start(due)),
                 };
             }
-            let reason = if covered.0 {
-                MissedReason::Blackout
+            let reason = if let Some(blackout) = covered.0 {
+                blackout
             } else if self.waited_until(due).is_some() {
                 MissedReason::Concurrency
             } else {
@@ -333,11 +342,11 @@ pub fn decide(spec: &SlotSpec, state: &SlotState, now: Timestamp) -> Decision {
         };
     };
     let Some((slot, start)) = line.candidate(newest) else {
-        return Decision::PassOver {
-            slot: newest,
-            missed: line.missed(newest),
-            reason: MissedReason::Blackout,
+        let reason = match spec.fate(line.due(newest)) {
+            Fate::Dropped { ruled, .. } => MissedReason::of_blackout(ruled),
+            Fate::Starts(_) => MissedReason::Blackout,
         };
+        return Decision::PassOver { slot: newest, missed: line.missed(newest), reason };
     };
     match start_of(&line, slot, start, now) {
         StartOf::Now(trigger) => Decision::Run { slot, trigger, missed: line.missed(slot) },
@@ -384,7 +393,7 @@ fn start_of(line: &Line<'_>, slot: Timestamp, start: Timestamp, now: Timestamp) 
     let room = match line.waited_until(start).map_or(Fate::Starts(start), |room| spec.fate(room)) {
         Fate::Starts(room) if room > now => return StartOf::At(room),
         Fate::Starts(room) => room,
-        Fate::Dropped { .. } => return StartOf::Never(MissedReason::Blackout),
+        Fate::Dropped { ruled, .. } => return StartOf::Never(MissedReason::of_blackout(ruled)),
     };
     let trigger = if line.is_initial(slot) { Trigger::Initial } else { Trigger::Schedule };
     if now.duration_since(room) <= ON_TIME {
@@ -396,7 +405,7 @@ fn start_of(line: &Line<'_>, slot: Timestamp, start: Timestamp, now: Timestamp) 
     match spec.fate(now) {
         Fate::Starts(at) if at > now => return StartOf::At(at),
         Fate::Starts(_) => {}
-        Fate::Dropped { .. } => return StartOf::Never(MissedReason::Blackout),
+        Fate::Dropped { ruled, .. } => return StartOf::Never(MissedReason::of_blackout(ruled)),
     }
     // A catch-up just before the next slot would freeze the application twice in a row.
     let next = spec.next(slot).filter(|(next, due)| {

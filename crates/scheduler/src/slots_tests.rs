@@ -34,6 +34,7 @@ fn blackouts(zone: &str, windows: &[(&str, u64, BlackoutAction)]) -> Arc<Blackou
         starts: Arc::new(Schedule::parse(start, zone, at("2026-11-01T00:00:00Z")).unwrap()),
         length: Duration::from_secs(hours * 3600),
         action: *action,
+        rule: None,
     };
     Arc::new(Blackouts::new(windows.iter().map(window).collect()))
 }
@@ -444,6 +445,7 @@ fn a_window_ends_when_the_wall_clock_first_shows_its_end() {
             starts: Arc::new(Schedule::parse(start, "Europe/Berlin", at("2026-01-01T00:00:00Z")).unwrap()),
             length: Duration::from_secs(minutes * 60),
             action: BlackoutAction::Skip,
+            rule: None,
         };
         let windows = Blackouts::new(vec![window]);
         let told = format!("{start} for {minutes} minutes from {at_start}");
@@ -594,4 +596,35 @@ fn vector_51_offsets_are_stable_and_fill_the_day_evenly() {
     let chi: f64 = hours.iter().map(|count| (f64::from(*count) - 60.0).powi(2) / 60.0).sum();
     assert!(chi < 49.7, "{chi}");
     assert!(minutes.values().all(|count| *count <= 8));
+}
+
+/// Of a rule and a policy the stricter window wins; whose it is, is told.
+#[test]
+fn a_rule_s_window_counts_like_the_policy_s_own_and_is_told_apart() {
+    let window = |start: &str, hours: u64, action, rule: Option<&str>| Window {
+        starts: Arc::new(Schedule::parse(start, "Etc/UTC", at("2026-11-01T00:00:00Z")).unwrap()),
+        length: Duration::from_secs(hours * 3600),
+        action,
+        rule: rule.map(Into::into),
+    };
+    let (skip, defer) = (BlackoutAction::Skip, BlackoutAction::Defer);
+    let due = at("2026-11-12T09:00:00Z");
+    for (own, ruled, strictest, of_rule) in [
+        (Some(skip), Some(skip), skip, true),
+        (Some(skip), Some(defer), skip, false),
+        (Some(defer), Some(skip), skip, true),
+        (None, Some(skip), skip, true),
+        (None, Some(defer), defer, true),
+        (Some(skip), None, skip, false),
+    ] {
+        let own = own.map(|action| window("0 8 * * *", 2, action, None));
+        let ruled = ruled.map(|action| window("0 7 * * *", 4, action, Some("office")));
+        let windows = Blackouts::new(own.into_iter().chain(ruled).collect());
+        let hold = windows.at(due).unwrap();
+        assert_eq!((hold.action, hold.ruled), (strictest, of_rule));
+    }
+    let both = [window("0 8 * * *", 2, skip, None), window("0 7 * * *", 4, skip, Some("office"))];
+    let both = Blackouts::new(both.into());
+    assert_eq!(both.whose(due), "inside blackouts of the policy and of ProtectionRule office");
+    assert_eq!(both.whose(at("2026-11-12T07:30:00Z")), "inside a blackout of ProtectionRule office");
 }

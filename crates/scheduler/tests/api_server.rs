@@ -447,3 +447,6 @@ async fn a_held_point_stays_beside_what_the_rules_keep_until_it_is_released() {
     assert_eq!(world.backups(1).await[0].name_any(), newest);
     world.end().await;
 }
+
+#[path = "api_server/rules.rs"]
+mod rules;

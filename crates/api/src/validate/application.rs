@@ -77,6 +77,12 @@ fn selector(selector: &LabelSelector, path: &str) -> Vec<Finding> {
             "an empty selector means every pod of the namespace: name the application's labels under matchLabels",
         )];
     }
+    self::expressions(selector, path)
+}
+
+/// Expressions of a selector that no API server would take.
+pub(super) fn expressions(selector: &LabelSelector, path: &str) -> Vec<Finding> {
+    let expressions = selector.match_expressions.as_deref().unwrap_or_default();
     expressions
         .iter()
         .enumerate()

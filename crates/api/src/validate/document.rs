@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Finding;
 use crate::template::Recipe;
-use crate::{Backup, BackupPolicy, ClusterHookTemplate, HookTemplate, Restore, crd};
+use crate::{Backup, BackupPolicy, ClusterHookTemplate, HookTemplate, ProtectionRule, Restore, crd};
 
 /// Everything that is wrong with a document of our group; nothing for documents of other groups.
 ///
@@ -31,7 +31,7 @@ pub fn document(document: &Value) -> Vec<Finding> {
             "kind",
             "UnknownKind",
             format!(
-                "there is no {kind} in {api_version}: the kinds of stillpoint.dev/v1alpha1 are BackupPolicy, Backup, Restore, HookTemplate and ClusterHookTemplate"
+                "there is no {kind} in {api_version}: the kinds of stillpoint.dev/v1alpha1 are BackupPolicy, Backup, Restore, HookTemplate, ClusterHookTemplate and ProtectionRule"
             ),
         )];
     };
@@ -58,6 +58,7 @@ pub fn document(document: &Value) -> Vec<Finding> {
         "BackupPolicy" => typed::<BackupPolicy>(document, super::policy),
         "Backup" => typed::<Backup>(document, super::backup),
         "Restore" => typed::<Restore>(document, super::restore),
+        "ProtectionRule" => typed::<ProtectionRule>(document, super::rule),
         "HookTemplate" => {
             typed::<HookTemplate>(document, |template| of_recipe(&template.spec.0, kind, document))
         }
@@ -257,7 +258,7 @@ mod tests {
         let found = of(
             json!({"schedule": {"cron": "* * * * *"}, "ruleRef": {"name": "r"}, "applications": [application()]}),
         );
-        assert_eq!(found, [("spec.ruleRef".to_owned(), "NotSupportedYet")]);
+        assert_eq!(found, [("spec.ruleRef".to_owned(), "RuleRefOfRule")]);
     }
 
     #[test]

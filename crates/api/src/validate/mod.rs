@@ -9,6 +9,7 @@ mod application;
 mod document;
 mod policy;
 mod recipe;
+mod rule;
 mod run;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use application::application_against_template;
 pub use document::document;
 pub use policy::policy;
 pub use recipe::{advice, recipe};
+pub use rule::rule;
 pub use run::{backup, restore};
 
 /// One thing that is wrong with an object.

@@ -10,7 +10,8 @@ use crate::policy::{
 };
 
 /// Shortest and longest promise of a freeze (docs/design/freeze.md §3).
-const MAX_HOLD: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(300);
+pub(super) const MAX_HOLD: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(5)..=Duration::from_secs(300);
 /// What must be left of `maxHold` when all locks are acquired: the cut, and the thaw's own reserve of 2 s plus one
 /// round trip (docs/design/freeze.md §3).
 const AFTER_ACQUIRE: Duration = Duration::from_secs(3);
@@ -35,9 +36,23 @@ pub fn policy(policy: &BackupPolicy) -> Vec<Finding> {
         ));
     }
     if spec.rule_ref.is_some() {
-        found.push(Finding::not_yet("spec.ruleRef", "a ProtectionRule", "remove it"));
+        found.extend(rule_ref(policy));
     }
     found
+}
+
+/// A stamped policy is owned by its rule; only the scheduler writes both.
+fn rule_ref(policy: &BackupPolicy) -> Option<Finding> {
+    let rule = policy.spec.rule_ref.as_ref()?;
+    let owners = policy.metadata.owner_references.as_deref().unwrap_or_default();
+    let owned = owners.iter().any(|owner| owner.kind == "ProtectionRule" && owner.name == rule.name);
+    (!owned).then(|| {
+        Finding::new(
+            "spec.ruleRef",
+            "RuleRefOfRule",
+            format!("only a policy that ProtectionRule {} stamped, and owns, names it: remove it", rule.name),
+        )
+    })
 }
 
 fn schedule(schedule: &Schedule) -> Vec<Finding> {
@@ -196,13 +211,24 @@ mod tests {
     fn what_is_not_supported_yet_is_refused_and_never_ignored() {
         for (pointer, value, path) in [
             ("/verification", json!({"schedule": {"cron": "0 5 * * 0"}}), "spec.verification"),
-            ("/ruleRef", json!({"name": "r"}), "spec.ruleRef"),
             ("/objectives", json!({"rto": "15m"}), "spec.objectives.rto"),
             ("/applications/0/whenNoPods", json!("Skip"), "spec.applications[db].whenNoPods"),
             ("/applications/0/whenNoPods", json!("Snapshot"), "spec.applications[db].whenNoPods"),
             ("/snapshot", json!({"onNamespaceDelete": "Delete"}), "spec.snapshot.onNamespaceDelete"),
         ] {
             assert_eq!(rules(pointer, value), [(path.to_owned(), "NotSupportedYet")], "{pointer}");
+        }
+    }
+
+    #[test]
+    fn only_a_policy_that_its_rule_owns_names_the_rule() {
+        assert_eq!(rules("/ruleRef", json!({"name": "r"})), [("spec.ruleRef".to_owned(), "RuleRefOfRule")]);
+        let mut stamped = base();
+        stamped["spec"]["ruleRef"] = json!({"name": "r"});
+        let owner = |name: &str| json!([{"apiVersion": "stillpoint.dev/v1alpha1", "kind": "ProtectionRule", "name": name, "uid": "u"}]);
+        for (name, found) in [("r", 0), ("other", 1)] {
+            stamped["metadata"]["ownerReferences"] = owner(name);
+            assert_eq!(policy(&serde_json::from_value(stamped.clone()).unwrap()).len(), found, "{name}");
         }
     }
 

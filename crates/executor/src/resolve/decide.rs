@@ -11,6 +11,7 @@ use stillpoint_api::policy::{
     BackupPolicySpec, Continuity, FreezeBounds, OnBlocked, Requirement, RunBounds, SnapshotOptions,
     TemplateRef,
 };
+use stillpoint_api::rule::judge;
 use stillpoint_api::snapshot::VolumeSnapshotClass;
 use stillpoint_api::template::{Freeze, Recipe, StallProbe, digest, substitute};
 
@@ -24,6 +25,7 @@ use super::{LookAgain, Refusal, Resolution, RunHold, RunPrepare, limits, window}
 use crate::context::HOOKS_ACCOUNT;
 use crate::exec::ExecTarget;
 use crate::hold::{HoldRecipe, Nonce};
+use crate::rules;
 use crate::run::{ApplicationId, CutPlan, HoldPlan, MemberId, Plan};
 use crate::storage::StorageTable;
 
@@ -172,6 +174,10 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
     for application in &picked {
         application.fits(&resolution.plan)?;
     }
+    let classes = resolution.classes.iter().map(String::as_str);
+    let groups = resolution.groups.iter().map(|group| group.class.as_str());
+    let using = judge::Using { classes: unique(classes.chain(groups)), ..judge::Using::default() };
+    rules::inside(&judge::run(&using, &observed.rules))?;
     limits::check(&resolution)?;
     window::check(&resolution.plan, &observed.measured)?;
     let members = u32::try_from(resolution.plan.members.len()).unwrap_or(u32::MAX);
@@ -179,7 +185,13 @@ pub fn decide(given: &Given<'_>, observed: &Observed) -> Result<Resolution, Refu
     Ok(resolution)
 }
 
-/// Whose run it is: the trigger, the policy and the namespace's opt-in (docs/authority.md §4).
+/// Each name once, sorted.
+fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whose run it is: the trigger, the policy and the namespace's opt-in (docs/authority.md §4); and whether every
+/// ProtectionRule lets it use its templates and hold as long as it may. Nothing of a template that is not allowed runs.
 ///
 /// # Errors
 /// The first reason why nothing may run for it.
@@ -220,7 +232,16 @@ pub fn admit(backup: &Backup, observed: &Observed) -> Result<(), Refusal> {
             ),
         ));
     }
-    Ok(())
+    let chosen = observed.applications.iter().filter_map(|application| {
+        let (template, _) = application.template.as_ref().ok()?;
+        Some((application.spec.name.as_str(), template))
+    });
+    let using = judge::Using {
+        templates: chosen.collect(),
+        classes: Vec::new(),
+        max_hold: options(backup, observed).freeze.max_hold().get(),
+    };
+    rules::inside(&judge::run(&using, &observed.rules))
 }
 
 /// The template of an application with its parameters, as it will run.

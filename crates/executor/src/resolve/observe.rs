@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt};
 use stillpoint_api::backup::Backup;
 use stillpoint_api::group_snapshot::{VolumeGroupSnapshot, VolumeGroupSnapshotClass};
 use stillpoint_api::policy::{Application, BackupPolicy, TemplateKind, TemplateRef};
+use stillpoint_api::rule::ProtectionRule;
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotClass};
 use stillpoint_api::template::{ClusterHookTemplate, HookTemplate, Recipe};
 
@@ -17,6 +18,7 @@ use super::pods::{list_all, list_pods};
 use super::stages::VolumePaths;
 use super::window::{Measured, measured};
 use crate::context::{Context, HOOKS_ACCOUNT, bounded};
+use crate::rules;
 
 /// Annotation of a pod that names its ClusterHookTemplate.
 pub const TEMPLATE_ANNOTATION: &str = "stillpoint.dev/template";
@@ -28,6 +30,8 @@ pub struct Observed {
     pub policy: Option<BackupPolicy>,
     /// UID of the namespace.
     pub namespace_uid: String,
+    /// The rules that hold for the namespace, in the order of their names.
+    pub rules: Vec<ProtectionRule>,
     /// The applications.
     pub applications: Vec<ObservedApplication>,
     /// Whether the namespace has the hooks account.
@@ -81,7 +85,10 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
     };
     let spaces: Api<Namespace> = Api::all(context.client.clone());
     let space = optional(&spaces, "Namespace", &namespace).await?;
-    observed.namespace_uid = space.and_then(|space| space.metadata.uid).unwrap_or_default();
+    let space = space.map(|space| space.metadata).unwrap_or_default();
+    observed.namespace_uid = space.uid.unwrap_or_default();
+    let rules = rules::holding(context, &space.labels.unwrap_or_default()).await;
+    observed.rules = rules.map_err(|error| Refusal::request(&error))?;
     let accounts: Api<ServiceAccount> = Api::namespaced(context.client.clone(), &namespace);
     observed.opted_in = optional(&accounts, "ServiceAccount", HOOKS_ACCOUNT).await?.is_some();
     (observed.classes, observed.in_flight) = snapshots(context, &namespace).await?;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use stillpoint_api::backup::Backup;
 use stillpoint_api::evidence::{CutKind, CutSignal, GroupKind, HoldKind};
 use stillpoint_api::policy::{Application, BackupPolicy, TemplateKind, TemplateRef};
+use stillpoint_api::rule::ProtectionRule;
 use stillpoint_api::snapshot::VolumeSnapshotClass;
 use stillpoint_api::template::Recipe;
 
@@ -46,6 +47,8 @@ struct World {
     snapshot_api: bool,
     trusted: bool,
     in_flight: bool,
+    /// Rules that hold for the namespace.
+    rules: Vec<ProtectionRule>,
 }
 
 fn pod(name: &str) -> Value {
@@ -123,6 +126,7 @@ impl World {
             snapshot_api: true,
             trusted: true,
             in_flight: false,
+            rules: Vec::new(),
         }
     }
 
@@ -165,6 +169,7 @@ impl World {
             group_classes: None,
             policy,
             namespace_uid: "n1".into(),
+            rules: self.rules.clone(),
             applications: applications
                 .into_iter()
                 .map(|spec| ObservedApplication {
@@ -256,6 +261,29 @@ fn a_namespace_that_did_not_opt_in_is_not_entered() {
     let mut world = World::new();
     world.opted_in = false;
     world.refused("NamespaceNotOptedIn", "bind ClusterRole stillpoint-hooks");
+}
+
+/// A run is judged by what it really uses: the template that was chosen and the class that is the driver's default.
+#[test]
+fn a_run_outside_a_rule_is_refused_with_rule_and_field() {
+    let under = |spec: Value| {
+        let mut rule = json!({"apiVersion": "stillpoint.dev/v1alpha1", "kind": "ProtectionRule",
+            "metadata": {"name": "gold"}, "spec": spec});
+        rule["spec"]["namespaceSelector"] = json!({});
+        World { rules: vec![serde_json::from_value(rule).unwrap()], ..World::new() }
+    };
+    for (allow, words) in [
+        (json!({"templates": [{"name": "postgresql"}]}), "template of application db is mariadb"),
+        (json!({"snapshotClasses": ["fast"]}), "is snap; ProtectionRule gold asks for one of fast"),
+        (json!({"maxHold": "10s"}), "freeze.maxHold is 30s; ProtectionRule gold asks for at most 10s"),
+    ] {
+        let world = under(json!({"allow": allow}));
+        world.refused("RuleViolation", words);
+        assert!(!world.decide().unwrap_err().may_pass);
+    }
+    let all = json!({"templates": [{"name": "mariadb"}], "snapshotClasses": ["snap"], "maxHold": "30s"});
+    let world = under(json!({"require": {"rpo": "1h"}, "allow": all}));
+    assert!(world.decide().is_ok(), "what policies must promise is not asked of a run");
 }
 
 #[test]

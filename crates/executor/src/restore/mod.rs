@@ -25,12 +25,14 @@ use stillpoint_api::conditions;
 use stillpoint_api::restore::{
     RESTORE_LABEL, Restore, RestorePhase, RestoreSource, RestoreStatus, RestoreStep, RestoredClaim,
 };
+use stillpoint_api::rule::{TargetKind, judge};
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use tracing::{info, warn};
 
 use crate::context::{Context, RequestError, bounded};
 use crate::happenings::Happenings;
 use crate::resolve::Refusal;
+use crate::rules;
 use crate::snapshot_request::label;
 use plan::{NewClaim, RestorePlan};
 
@@ -113,6 +115,9 @@ impl Work<'_> {
             let why = format!("{}: {}", first.path, first.message);
             return Err(Refusal::stands("RestoreNotAccepted", why).into());
         }
+        let rules = rules::of_namespace(self.context, namespace).await;
+        let rules = rules.map_err(|error| Refusal::request(&error))?;
+        rules::inside(&judge::restore(TargetKind::of(&self.restore.spec.target), &rules))?;
         let backup = self.source(namespace).await?;
         let plan = plan::plan(&self.restore, &backup)?;
         self.status.backup = Some(backup.name_any());

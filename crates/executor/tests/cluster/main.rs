@@ -14,6 +14,7 @@ mod interruption;
 mod ownership;
 mod points;
 mod restores;
+mod rules;
 mod sessions;
 mod several;
 mod stage;

@@ -92,6 +92,12 @@ async fn a_point_comes_back_as_a_claim_with_its_data() {
     let restore = restored(&stage, "taken", source, json!({"prefix": "mine-"})).await;
     assert_eq!(outcome(&restore), (RestorePhase::Failed, "ClaimExists".into()));
     assert_eq!(claims(&stage).get("mine-data").await.unwrap().metadata.uid, before);
+
+    crate::rules::rule(&stage, "gold", json!({"allow": {"restoreTargets": ["Drill"]}})).await;
+    let source = json!({"backupRef": {"name": "b"}});
+    let restore = restored(&stage, "outside", source, json!({})).await;
+    assert_eq!(outcome(&restore), (RestorePhase::Failed, "RuleViolation".into()));
+    assert!(claims(&stage).get_opt("outside-data").await.unwrap().is_none());
     stage.end().await;
 }
 

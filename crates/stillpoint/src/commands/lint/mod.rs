@@ -15,8 +15,8 @@ use serde::Serialize;
 use serde_json::Value;
 use stillpoint_api::clock::Clock;
 use stillpoint_api::validate::{self, Finding};
-use stillpoint_api::{BackupPolicy, ClusterHookTemplate, HookTemplate};
-use stillpoint_scheduler::accept;
+use stillpoint_api::{BackupPolicy, ClusterHookTemplate, HookTemplate, ProtectionRule};
+use stillpoint_scheduler::{accept, rules};
 
 use self::documents::Documents;
 use self::references::References;
@@ -145,6 +145,9 @@ impl Report {
                 found.extend(more);
                 self.warnings
                     .extend(unknown.into_iter().map(|text| format!("{file}: {}: {text}", object(value))));
+            }
+            if let Some(rule) = typed::<ProtectionRule>(value, "ProtectionRule") {
+                found.extend(rules::schedule_findings(&rule, clock.wall()));
             }
             let recipe = typed::<HookTemplate>(value, "HookTemplate")
                 .map(|template| template.spec.0)
