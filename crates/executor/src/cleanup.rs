@@ -3,6 +3,7 @@
 //! A snapshot is ours by its labels: the UID of its Backup and the nonce of its attempt. A POST without an answer is
 //! found the same way (docs/design/freeze.md §1, §5). What a driver cuts after that is found by the sweeper.
 
+pub mod ending;
 mod groups;
 
 use std::collections::BTreeMap;

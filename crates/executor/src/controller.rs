@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::Event;
 use kube::{Api, ResourceExt};
-use stillpoint_api::backup::{ABANDON_ANNOTATION, Backup, SNAPSHOTS_FINALIZER};
+use stillpoint_api::backup::{Backup, SNAPSHOTS_FINALIZER};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
 use crate::backup_run::{BackupRun, Left, cancelled};
+use crate::cleanup::ending::{self, Ending, Wait};
 use crate::cleanup::{self, Scope};
 use crate::context::{Context, RequestError, bounded};
 use crate::happenings::Happenings;
@@ -33,6 +33,8 @@ const MAX_RUNS: usize = 16;
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// After this long a deletion that does not end is called blocked (docs/api.md).
 const BLOCKED_AFTER: Duration = Duration::from_secs(600);
+/// Pause before a deleted Backup under a legal hold is looked at again although nothing about it changed.
+const HELD_AGAIN: Duration = Duration::from_secs(60);
 /// How long a stopping controller waits for its runs: the longest freeze that any policy may ask for is cut short by
 /// the stop itself, so this only bounds the thaw and the last journal entry.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
@@ -55,6 +57,8 @@ struct Shared {
     needy: Mutex<HashMap<Key, Option<String>>>,
     /// Runs in progress, and the way to stop them.
     running: Mutex<HashMap<Key, watch::Sender<Option<Abort>>>>,
+    /// Deleted Backups that stay for now: the reason that was told, and when they are looked at again.
+    waiting: Mutex<HashMap<Key, (&'static str, Duration)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -76,6 +80,7 @@ pub async fn run(
         permits: Arc::new(Semaphore::new(MAX_RUNS)),
         needy: Mutex::default(),
         running: Mutex::default(),
+        waiting: Mutex::default(),
         context,
     });
     let api: Api<Backup> = Api::all(shared.context.client.clone());
@@ -113,6 +118,7 @@ pub async fn run(
                 Some(Ok(Event::Apply(backup) | Event::InitApply(backup))) => shared.shown(&backup, &mut tasks),
                 Some(Ok(Event::Delete(backup))) => {
                     lock(&shared.needy).remove(&key(&backup));
+                    lock(&shared.waiting).remove(&key(&backup));
                 }
             },
             Some(done) = tasks.join_next() => match done {
@@ -216,7 +222,8 @@ impl Shared {
     fn done(self: &Arc<Self>, key: Key, tasks: &mut JoinSet<Key>) {
         let allowed = lock(&self.needy).get(&key).is_some_and(|executor| self.allowed(executor.as_deref()));
         if allowed && !lock(&self.running).contains_key(&key) {
-            self.begin(key, AGAIN_AFTER, tasks);
+            let again = lock(&self.waiting).get(&key).map_or(AGAIN_AFTER, |(_, again)| *again);
+            self.begin(key, again, tasks);
         }
     }
 
@@ -321,15 +328,26 @@ impl Shared {
     async fn delete(&self, api: &Api<Backup>, backup: &Backup, mut stop: watch::Receiver<Option<Abort>>) {
         let (namespace, name) = key(backup);
         let uid = backup.uid().unwrap_or_default();
-        let abandoned = backup.annotations().get(ABANDON_ANNOTATION).is_some_and(|value| value == "true");
-        let kept = if abandoned {
-            Some("abandoned")
-        } else if self.namespace_ends(&namespace).await {
-            // The data must not go with its namespace: contents are Retain and can be imported elsewhere.
-            Some("its namespace is being deleted")
-        } else {
-            None
+        let circumstances = match ending::look(&self.context, &namespace, backup).await {
+            Ok(found) => found,
+            Err(error) => {
+                let note = format!("nothing is deleted before it is known whether its data may go: {error}");
+                warn!(namespace, backup = name, note, "a deletion waits; it is tried again");
+                self.wait(backup, Wait { reason: "DeletionBlocked", note }, AGAIN_AFTER).await;
+                return;
+            }
         };
+        let kept = match ending::decide(&circumstances) {
+            Ending::Delete => None,
+            Ending::Leave(why) => Some(why),
+            Ending::Wait(wait) => {
+                // The end of a hold is seen by the watch; that of a Restore, or of the namespace, is looked for.
+                let again = if circumstances.held.is_some() { HELD_AGAIN } else { AGAIN_AFTER };
+                self.wait(backup, wait, again).await;
+                return;
+            }
+        };
+        lock(&self.waiting).remove(&(namespace.clone(), name.clone()));
         if let Some(why) = kept {
             info!(namespace, backup = name, why, "the Backup goes, its snapshots' data stays");
         } else {
@@ -375,12 +393,11 @@ impl Shared {
         }
     }
 
-    async fn namespace_ends(&self, namespace: &str) -> bool {
-        let spaces: Api<Namespace> = Api::all(self.context.client.clone());
-        match bounded("read the namespace", spaces.get_opt(namespace)).await {
-            Ok(Some(space)) => space.metadata.deletion_timestamp.is_some(),
-            Ok(None) => true,
-            Err(_) => false,
+    /// A deleted Backup stays for now: that is told once for each reason.
+    async fn wait(&self, backup: &Backup, wait: Wait, again: Duration) {
+        let news = lock(&self.waiting).insert(key(backup), (wait.reason, again));
+        if news.is_none_or(|(before, _)| before != wait.reason) {
+            self.happenings.warning(backup, wait.reason, &wait.note).await;
         }
     }
 

@@ -1,19 +1,22 @@
 //! The way that everything goes well, and what becomes of a point when its Backup is deleted.
 
 use std::fs;
+use std::time::Duration;
 
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use stillpoint_api::Backup;
 use stillpoint_api::backup::{
     ABANDON_ANNOTATION, APPLICATION_LABEL, ATTEMPT_LABEL, BACKUP_LABEL, BACKUP_UID_LABEL, CLAIM_ANNOTATION,
     CONSISTENCY_ANNOTATION, FINISHED, JournalKind, NAMESPACE_LABEL, Phase, SNAPSHOTS_FINALIZER, SUCCEEDED,
 };
 use stillpoint_api::evidence::{Consistency, HoldKind};
 use stillpoint_api::policy::Continuity;
+use stillpoint_api::restore::RestorePhase;
+use stillpoint_api::{Backup, Restore};
+use stillpoint_simcluster::{Fault, FaultAction};
 
-use crate::stage::{NAMESPACE, SOON, Stage, Wish, eventually, journal, why};
+use crate::stage::{NAMESPACE, SOON, Stage, Wish, create, eventually, journal, why};
 
 fn proven(backup: &Backup) {
     let status = backup.status.as_ref().unwrap();
@@ -134,8 +137,68 @@ async fn an_abandoned_backup_goes_and_its_data_stays() {
     stage.end().await;
 }
 
+#[tokio::test]
+async fn a_held_backup_that_somebody_deletes_stays_with_its_data_until_it_is_released() {
+    let stage = Stage::faithful("held").await;
+    stage.back_up("b").await;
+    proven(&stage.finished("b").await);
+    let hold = async |hold: serde_json::Value| {
+        let patch = Patch::Merge(json!({"spec": {"hold": hold}}));
+        stage.backups().patch("b", &PatchParams::default(), &patch).await.unwrap();
+    };
+    hold(json!({"reason": "case 4711"})).await;
+    stage.backups().delete("b", &DeleteParams::default()).await.unwrap();
+    let told = async || {
+        let notes: Vec<String> =
+            stage.events().await.into_iter().filter(|one| one.0 == "DeletionHeld").map(|one| one.1).collect();
+        notes.first().map(|note| assert!(note.contains("case 4711"), "{note}"))
+    };
+    eventually("the hold is told", SOON, told).await;
+    stage.one_point_is_left().await;
+    assert!(stage.backups().get("b").await.unwrap().metadata.deletion_timestamp.is_some());
+    hold(serde_json::Value::Null).await;
+    is_gone(&stage.backups(), "b").await;
+    stage.nothing_is_left().await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_backup_that_a_restore_reads_goes_when_that_has_finished() {
+    let stage = Stage::faithful("read").await;
+    stage.back_up("b").await;
+    proven(&stage.finished("b").await);
+    let slow = FaultAction::Delay(Duration::from_secs(3));
+    stage.cluster.faults().inject(Fault::new("create", "persistentvolumeclaims", slow));
+    create(
+        &stage.cluster,
+        json!({
+            "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Restore",
+            "metadata": {"name": "r", "namespace": NAMESPACE},
+            "spec": {"source": {"backupRef": {"name": "b"}}, "target": {"clone": {}}},
+        }),
+    )
+    .await;
+    let restores: Api<Restore> = Api::namespaced(stage.cluster.client(), NAMESPACE);
+    eventually("the Restore has its point", SOON, async || restores.get("r").await.unwrap().status?.backup)
+        .await;
+    stage.backups().delete("b", &DeleteParams::default()).await.unwrap();
+    eventually("the wait is told", SOON, async || {
+        stage.events().await.iter().any(|(reason, _)| reason == "DeletionWaits").then_some(())
+    })
+    .await;
+    stage.one_point_is_left().await;
+    is_gone(&stage.backups(), "b").await;
+    let phase = restores.get("r").await.unwrap().status.unwrap().phase;
+    assert_eq!(phase, RestorePhase::Succeeded, "it had its data to the end");
+    stage.end().await;
+}
+
 async fn gone(api: &Api<Backup>, name: &str) {
     api.delete(name, &DeleteParams::default()).await.unwrap();
+    is_gone(api, name).await;
+}
+
+async fn is_gone(api: &Api<Backup>, name: &str) {
     eventually("the Backup is gone", SOON, async || api.get_opt(name).await.unwrap().is_none().then_some(()))
         .await;
 }
