@@ -17,6 +17,8 @@ use crate::policy::{
 pub const SNAPSHOTS_FINALIZER: &str = "stillpoint.dev/snapshots";
 /// Annotation `"true"`: the finalizer lets go and the data stays.
 pub const ABANDON_ANNOTATION: &str = "stillpoint.dev/abandon";
+/// Annotation of a claim, `"true"`: it is meant to be without a backup and does not count as unprotected.
+pub const NEEDS_NO_BACKUP_ANNOTATION: &str = "stillpoint.dev/needs-no-backup";
 /// Label of Backups and snapshots: name of the policy.
 pub const POLICY_LABEL: &str = "stillpoint.dev/policy";
 /// Label of snapshots: name of the Backup.

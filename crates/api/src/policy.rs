@@ -561,6 +561,24 @@ pub struct BackupPolicyStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub missed: BTreeMap<String, u64>,
+    /// Slots that did run, by how they ended, since the policy exists. With `missed`: all slots that were decided upon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotCounts>,
+}
+
+/// Slots whose run has ended. Counted when they end, never anew: an edit does not change what was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotCounts {
+    /// With a proven point.
+    #[serde(default)]
+    pub met: u64,
+    /// Without one.
+    #[serde(default)]
+    pub failed: u64,
+    /// Newest slot that is counted; only advances.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient_time")]
+    pub counted_to: Option<Time>,
 }
 
 impl BackupPolicy {
@@ -588,6 +606,11 @@ pub struct RetentionStatus {
     /// Points that may go and are not gone yet: they wait for a freeze to end, for a Restore, or for others to be gone.
     #[serde(default)]
     pub expiring: u32,
+    /// Points that no rule keeps and that stay all the same, by what keeps them: `last_good` (nothing newer is proven),
+    /// `legal_hold`, `breaker` (`RetentionPaused`), `clock_skew`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub blocked: BTreeMap<String, u32>,
 }
 
 /// A Backup that stays, and why.

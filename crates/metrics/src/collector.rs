@@ -10,10 +10,16 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::facts::{Facts, PointState, PolicyFacts};
+use crate::facts::{Facts, NamespaceFacts, PointState, PolicyFacts};
 
 /// Reasons for which a slot does not run; each is there with 0. Others appear when they happen.
 const MISSED_REASONS: [&str; 5] = ["blackout", "concurrency", "controller_down", "deadline", "rule_blackout"];
+
+/// The reason of a slot that was not to run: the policy says so.
+const SKIPPED: &str = "blackout";
+
+/// What keeps points that no rule keeps.
+const BLOCKED_REASONS: [&str; 4] = ["breaker", "clock_skew", "last_good", "legal_hold"];
 
 /// Types of conditions a policy has, absent ones are Unknown.
 const CONDITIONS: [&str; 2] = ["Accepted", "Ready"];
@@ -28,21 +34,28 @@ enum Kind {
     Counter,
 }
 
-/// One metric family about policies.
+/// One metric family about policies or namespaces.
 #[derive(Clone, Copy)]
 pub struct Family {
     name: &'static str,
     help: &'static str,
     kind: Kind,
-    samples: fn(&PolicyFacts<'_>, &mut Samples<'_>),
+    samples: About,
 }
 
-/// Where the samples of one policy go.
+/// What the samples of a family are about.
+#[derive(Clone, Copy)]
+enum About {
+    Policy(fn(&PolicyFacts<'_>, &mut Samples<'_>)),
+    Namespace(fn(&NamespaceFacts<'_>, &mut Samples<'_>)),
+}
+
+/// Where the samples of one policy, or of one namespace, go.
 struct Samples<'a> {
     out: &'a mut String,
     name: &'static str,
     namespace: &'a str,
-    policy: &'a str,
+    policy: Option<&'a str>,
 }
 
 impl std::fmt::Debug for Family {
@@ -71,15 +84,21 @@ impl Family {
         std::iter::from_fn(move || {
             let after: Option<(String, String)> = place.take()?;
             let mut page = String::new();
-            let last = facts.page(after.as_ref(), &mut |policy| {
-                let mut samples = Samples {
-                    out: &mut page,
-                    name: self.name,
-                    namespace: policy.namespace,
-                    policy: policy.policy,
-                };
-                (self.samples)(policy, &mut samples);
-            });
+            let name = self.name;
+            let last = match self.samples {
+                About::Policy(samples) => facts.page(after.as_ref(), &mut |found| {
+                    let (namespace, policy) = (found.namespace, Some(found.policy));
+                    samples(found, &mut Samples { out: &mut page, name, namespace, policy });
+                }),
+                // Namespaces are fewer by far: one page.
+                About::Namespace(samples) => {
+                    facts.namespaces(&mut |found| {
+                        let namespace = found.namespace;
+                        samples(found, &mut Samples { out: &mut page, name, namespace, policy: None });
+                    });
+                    None
+                }
+            };
             place = last.map(Some);
             if !page.is_empty() && !headed {
                 headed = true;
@@ -111,8 +130,10 @@ impl Samples<'_> {
         self.out.push_str(self.name);
         self.out.push_str("{namespace=\"");
         escape(self.namespace, self.out);
-        self.out.push_str("\",policy=\"");
-        escape(self.policy, self.out);
+        if let Some(policy) = self.policy {
+            self.out.push_str("\",policy=\"");
+            escape(policy, self.out);
+        }
         for (name, text) in labels {
             self.out.push_str("\",");
             self.out.push_str(name);
@@ -146,7 +167,15 @@ const fn gauge(
     help: &'static str,
     samples: fn(&PolicyFacts<'_>, &mut Samples<'_>),
 ) -> Family {
-    Family { name, help, kind: Kind::Gauge, samples }
+    Family { name, help, kind: Kind::Gauge, samples: About::Policy(samples) }
+}
+
+const fn of_namespace(
+    name: &'static str,
+    help: &'static str,
+    samples: fn(&NamespaceFacts<'_>, &mut Samples<'_>),
+) -> Family {
+    Family { name, help, kind: Kind::Gauge, samples: About::Namespace(samples) }
 }
 
 const FAMILIES: &[Family] = &[
@@ -175,19 +204,29 @@ const FAMILIES: &[Family] = &[
         "Length of the newest freeze window; absent before the first.",
         |policy, out| out.maybe(policy.points.last_freeze_seconds),
     ),
+    gauge(
+        "stillpoint_last_run_duration_seconds",
+        "Length of the run that ended last, from its first attempt on; absent before the first.",
+        |policy, out| out.maybe(policy.points.last_run_seconds),
+    ),
     Family {
         name: "stillpoint_missed_runs_total",
         help: "Slots that did not run, by reason, since the policy exists.",
         kind: Kind::Counter,
-        samples: |policy, out| {
+        samples: About::Policy(|policy, out| {
             let missed = &policy.spec.missed;
             let more = missed.keys().map(String::as_str).filter(|reason| !MISSED_REASONS.contains(reason));
             for reason in MISSED_REASONS.into_iter().chain(more) {
                 let count = missed.get(reason).copied().unwrap_or(0);
                 out.labelled(&[("reason", reason)], count as f64);
             }
-        },
+        }),
     },
+    of_namespace(
+        "stillpoint_orphaned_backups",
+        "Backups whose policy is gone: they stay, and nothing prunes them.",
+        |namespace, out| out.maybe(namespace.orphans.map(f64::from)),
+    ),
     gauge(
         "stillpoint_policy_condition",
         "Conditions of the policy: 1 for the status that holds.",
@@ -234,6 +273,11 @@ const FAMILIES: &[Family] = &[
         out.put(if policy.spec.suspended { 1.0 } else { 0.0 });
     }),
     gauge(
+        "stillpoint_recovery_point_cut_spread_seconds",
+        "From the earliest to the latest cut of the newest proven recovery point; absent without one.",
+        |policy, out| out.maybe(policy.points.cut_spread_seconds),
+    ),
+    gauge(
         "stillpoint_recovery_point_oldest_timestamp_seconds",
         "Cut of the oldest proven recovery point; absent without one.",
         |policy, out| out.maybe(policy.points.oldest.map(seconds)),
@@ -253,6 +297,24 @@ const FAMILIES: &[Family] = &[
         },
     ),
     gauge(
+        "stillpoint_restore_size_bytes",
+        "What the proven recovery points need to be restored, together, as far as drivers say.",
+        |policy, out| out.put(policy.points.restore_bytes as f64),
+    ),
+    gauge(
+        "stillpoint_retention_blocked",
+        "Points that no rule keeps and that stay all the same, by what keeps them.",
+        |policy, out| {
+            for reason in BLOCKED_REASONS {
+                let count = policy.spec.retention_blocked.get(reason).copied().unwrap_or(0);
+                out.labelled(&[("reason", reason)], f64::from(count));
+            }
+        },
+    ),
+    gauge("stillpoint_retention_overdue", "Points that may go and are not gone yet.", |policy, out| {
+        out.put(f64::from(policy.spec.retention_overdue))
+    }),
+    gauge(
         "stillpoint_schedule_last_slot_timestamp_seconds",
         "Newest slot that was decided upon; absent before the first.",
         |policy, out| out.maybe(policy.spec.last_slot.map(seconds)),
@@ -271,6 +333,28 @@ const FAMILIES: &[Family] = &[
         "stillpoint_schedule_next_timestamp_seconds",
         "Next slot; absent while there is none.",
         |policy, out| out.maybe(policy.spec.next_slot.map(seconds)),
+    ),
+    Family {
+        name: "stillpoint_slots_total",
+        help: "Slots by outcome, since the policy exists; skipped ones were not to run.",
+        kind: Kind::Counter,
+        samples: About::Policy(|policy, out| {
+            let (met, failed) = policy.spec.slots;
+            let missed = |skipped: bool| -> u64 {
+                let of = policy.spec.missed.iter().filter(|(reason, _)| (*reason == SKIPPED) == skipped);
+                of.map(|(_, count)| count).sum()
+            };
+            let outcomes =
+                [("met", met), ("failed", failed), ("missed", missed(false)), ("skipped", missed(true))];
+            for (outcome, count) in outcomes {
+                out.labelled(&[("outcome", outcome)], count as f64);
+            }
+        }),
+    },
+    of_namespace(
+        "stillpoint_unprotected_volumes",
+        "Bound claims of the namespace that are in no proven recovery point and are not said to need none.",
+        |namespace, out| out.maybe(namespace.unprotected.map(f64::from)),
     ),
 ];
 

@@ -1,4 +1,5 @@
-//! What is known about policies and their recovery points, as a compact projection of the watched objects.
+//! What is known about policies, their recovery points and the claims of their namespaces, as a compact projection of the
+//! watched objects.
 //!
 //! Guarantees: nothing is remembered that the objects do not say; a recovery point deleted by anybody moves the
 //! reference back at once; a policy of the same name adopts the points of its predecessor (docs/api.md).
@@ -9,8 +10,9 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
-use stillpoint_api::backup::{BackupStatus, JournalKind, LEFT_QUIESCED, Phase};
+use stillpoint_api::backup::{BackupStatus, JournalKind, LEFT_QUIESCED, NEEDS_NO_BACKUP_ANNOTATION, Phase};
 use stillpoint_api::evidence::Consistency;
 use stillpoint_api::template::DataTime;
 use stillpoint_api::{Backup, BackupPolicy};
@@ -18,11 +20,27 @@ use stillpoint_api::{Backup, BackupPolicy};
 use crate::collector::PER_PAGE;
 use crate::registry::Metrics;
 
+/// Annotation that the binder sets on a claim it has bound.
+const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+
 /// What a scrape asks.
 pub trait Facts: Send + Sync {
     /// Shows policies sorted by namespace and name, from the one after `after` on, at most
     /// [`PER_PAGE`](crate::collector::PER_PAGE). The last one of them, when there may be more.
     fn page(&self, after: Option<&Key>, visit: &mut dyn FnMut(&PolicyFacts<'_>)) -> Option<Key>;
+    /// Shows every namespace with claims or Backups once, sorted by name.
+    fn namespaces(&self, visit: &mut dyn FnMut(&NamespaceFacts<'_>));
+}
+
+/// Facts about one namespace at one moment.
+#[derive(Debug)]
+pub struct NamespaceFacts<'a> {
+    /// Its name.
+    pub namespace: &'a str,
+    /// Bound claims that are in no usable point; `None`: it has no bound claims, or claims were not listed yet.
+    pub unprotected: Option<u32>,
+    /// Backups whose policy is gone; `None`: it has no Backups, or policies were not listed yet.
+    pub orphans: Option<u32>,
 }
 
 /// Facts about one policy at one moment.
@@ -67,6 +85,12 @@ pub struct PolicyProjection {
     pub consecutive_failures: u32,
     /// Slots that did not run, by reason.
     pub missed: BTreeMap<String, u64>,
+    /// Slots whose run ended with a proven point, and without one.
+    pub slots: (u64, u64),
+    /// Points that only a guard keeps, by guard.
+    pub retention_blocked: BTreeMap<String, u32>,
+    /// Points that may go and are not gone yet.
+    pub retention_overdue: u32,
     /// Conditions: type and status.
     pub conditions: Vec<(String, String)>,
 }
@@ -88,6 +112,12 @@ pub struct PointFacts {
     pub active_since: Option<Timestamp>,
     /// Length of the newest freeze window, seconds.
     pub last_freeze_seconds: Option<f64>,
+    /// From the earliest to the latest cut of the newest proven point, seconds.
+    pub cut_spread_seconds: Option<f64>,
+    /// What proven points need to be restored, together, in bytes, as far as drivers say.
+    pub restore_bytes: u64,
+    /// Length of the run that ended last, seconds.
+    pub last_run_seconds: Option<f64>,
 }
 
 /// States of recovery points.
@@ -148,7 +178,7 @@ impl PointState {
 }
 
 /// What one Backup says.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct BackupProjection {
     /// What it is; never `Held`, which it may be besides.
     state: PointState,
@@ -158,6 +188,11 @@ struct BackupProjection {
     frozen_since: Option<Timestamp>,
     left_quiesced: bool,
     freeze: Option<(Timestamp, f64)>,
+    finished: Option<Timestamp>,
+    cut_spread: Option<f32>,
+    restore_bytes: u64,
+    /// Claims whose data it has; shared between the Backups of a policy that have the same.
+    claims: Arc<[String]>,
 }
 
 /// Namespace and name.
@@ -172,6 +207,13 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Objects {
     entries: BTreeMap<Key, Entry>,
+    /// Bound claims that want protection, by namespace.
+    claims: BTreeMap<String, BTreeSet<String>>,
+    /// Whether every policy was listed once: before that a Backup seems to have none.
+    policies_known: bool,
+    /// Whether every claim was listed once.
+    claims_known: bool,
+    listing_claims: Option<BTreeMap<String, BTreeSet<String>>>,
     /// Names seen since a listing began; `None`: no listing is under way.
     listing_policies: Option<BTreeSet<Key>>,
     listing_backups: Option<BTreeSet<(Key, String)>>,
@@ -220,6 +262,7 @@ impl FactsStore {
     pub fn policies_listed(&self) {
         let mut objects = self.write();
         let Some(seen) = objects.listing_policies.take() else { return };
+        objects.policies_known = true;
         let gone: Vec<Key> = objects
             .entries
             .iter()
@@ -247,7 +290,12 @@ impl FactsStore {
         if let Some(seen) = &mut objects.listing_backups {
             seen.insert((key.clone(), name.clone()));
         }
-        objects.entries.entry(key).or_default().backups.insert(name, project_backup(backup));
+        let known = &mut objects.entries.entry(key).or_default().backups;
+        let mut projection = project_backup(backup);
+        if let Some(same) = known.values().find(|known| known.claims == projection.claims) {
+            projection.claims = Arc::clone(&same.claims);
+        }
+        known.insert(name, projection);
     }
 
     /// A Backup was deleted.
@@ -270,6 +318,41 @@ impl FactsStore {
         let gone: Vec<(Key, String)> = known.filter(|backup| !seen.contains(backup)).collect();
         for (key, name) in gone {
             self.forget_backup(&mut objects, &key, &name);
+        }
+    }
+
+    /// A claim was created or changed: its metadata says whether it is bound and whether it wants protection.
+    pub fn claim_applied(&self, claim: &ObjectMeta) {
+        let mut objects = self.write();
+        let objects = &mut *objects;
+        let shelf = objects.listing_claims.as_mut().unwrap_or(&mut objects.claims);
+        let (Some(namespace), Some(name)) = (&claim.namespace, &claim.name) else { return };
+        if wants_protection(claim) {
+            shelf.entry(namespace.clone()).or_default().insert(name.clone());
+        } else {
+            forget_claim(shelf, namespace, name);
+        }
+    }
+
+    /// A claim was deleted.
+    pub fn claim_deleted(&self, claim: &ObjectMeta) {
+        let mut objects = self.write();
+        if let (Some(namespace), Some(name)) = (&claim.namespace, &claim.name) {
+            forget_claim(&mut objects.claims, namespace, name);
+        }
+    }
+
+    /// A list of all claims begins.
+    pub fn claims_listing(&self) {
+        self.write().listing_claims = Some(BTreeMap::new());
+    }
+
+    /// All claims of the list were reported: those that were not are gone.
+    pub fn claims_listed(&self) {
+        let mut objects = self.write();
+        if let Some(listed) = objects.listing_claims.take() {
+            objects.claims = listed;
+            objects.claims_known = true;
         }
     }
 
@@ -321,16 +404,83 @@ impl Facts for FactsStore {
         }
         None
     }
+
+    fn namespaces(&self, visit: &mut dyn FnMut(&NamespaceFacts<'_>)) {
+        let objects = self.read();
+        let mut names: Vec<&str> = objects.entries.keys().map(|(namespace, _)| namespace.as_str()).collect();
+        names.dedup();
+        names.extend(objects.claims.keys().map(String::as_str));
+        names.sort_unstable();
+        names.dedup();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        for namespace in names {
+            let from = (namespace.to_owned(), String::new());
+            let entries =
+                || objects.entries.range(from.clone()..).take_while(|((found, _), _)| found == namespace);
+            let claims = objects.claims.get(namespace).filter(|_| objects.claims_known);
+            let unprotected = claims.map(|claims| {
+                let protected = protected(entries().map(|(_, entry)| entry));
+                number(claims.iter().filter(|name| !protected.contains(name.as_str())).count())
+            });
+            let backups = entries().map(|(_, entry)| entry.backups.len()).sum::<usize>();
+            let orphans = (objects.policies_known && backups > 0).then(|| {
+                let of_none =
+                    entries().filter(|((_, policy), entry)| !policy.is_empty() && entry.policy.is_none());
+                number(of_none.map(|(_, entry)| entry.backups.len()).sum())
+            });
+            if unprotected.is_some() || orphans.is_some() {
+                visit(&NamespaceFacts { namespace, unprotected, orphans });
+            }
+        }
+    }
+}
+
+/// Claims of usable points of a namespace. Backups of a policy share the list of their claims: each list is read once.
+fn protected<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeSet<&'a str> {
+    let mut found = BTreeSet::new();
+    for entry in entries {
+        let mut read: Option<&Arc<[String]>> = None;
+        for backup in entry.backups.values().filter(|backup| backup.state == PointState::Ready) {
+            if !read.is_some_and(|read| Arc::ptr_eq(read, &backup.claims)) {
+                found.extend(backup.claims.iter().map(String::as_str));
+                read = Some(&backup.claims);
+            }
+        }
+    }
+    found
+}
+
+fn forget_claim(shelf: &mut BTreeMap<String, BTreeSet<String>>, namespace: &str, name: &str) {
+    if let Some(claims) = shelf.get_mut(namespace) {
+        claims.remove(name);
+        if claims.is_empty() {
+            shelf.remove(namespace);
+        }
+    }
+}
+
+/// Bound, staying, and not said to need none. The binder writes the annotation when it has bound a claim.
+fn wants_protection(claim: &ObjectMeta) -> bool {
+    let says = |name: &str, value: &str| {
+        claim.annotations.as_ref().and_then(|all| all.get(name)).is_some_and(|found| found == value)
+    };
+    says(BIND_COMPLETED, "yes")
+        && !says(NEEDS_NO_BACKUP_ANNOTATION, "true")
+        && claim.deletion_timestamp.is_none()
 }
 
 fn summarise<'a>(backups: impl Iterator<Item = &'a BackupProjection>) -> PointFacts {
     let mut facts = PointFacts::default();
-    let mut newest_freeze = None;
+    let (mut newest_freeze, mut newest_run) = (None, None);
     for backup in backups {
         facts.counts[backup.state.index()] += 1;
         facts.counts[PointState::Held.index()] += u32::from(backup.held);
         match backup.state {
             PointState::Ready => {
+                if facts.newest.is_none() || backup.point > facts.newest {
+                    facts.cut_spread_seconds = backup.cut_spread.map(f64::from);
+                }
+                facts.restore_bytes = facts.restore_bytes.saturating_add(backup.restore_bytes);
                 facts.newest = facts.newest.max(backup.point);
                 facts.oldest = [facts.oldest, backup.point].into_iter().flatten().min();
             }
@@ -346,6 +496,12 @@ fn summarise<'a>(backups: impl Iterator<Item = &'a BackupProjection>) -> PointFa
         // Of several, the one that is frozen longest.
         facts.frozen_since = [facts.frozen_since, backup.frozen_since].into_iter().flatten().min();
         facts.left_quiesced += u32::from(backup.left_quiesced);
+        if let (Some(started), Some(finished)) = (backup.started, backup.finished)
+            && newest_run.is_none_or(|newest| finished > newest)
+        {
+            newest_run = Some(finished);
+            facts.last_run_seconds = Some(finished.duration_since(started).as_secs_f64().max(0.0));
+        }
         if let Some((at, seconds)) = backup.freeze
             && newest_freeze.is_none_or(|newest| at > newest)
         {
@@ -385,6 +541,9 @@ fn project_policy(policy: &BackupPolicy) -> PolicyProjection {
         min_interval_seconds: status.min_interval_seconds,
         consecutive_failures: status.consecutive_failures,
         missed: status.missed,
+        slots: status.slots.map_or((0, 0), |counts| (counts.met, counts.failed)),
+        retention_overdue: status.retention.as_ref().map_or(0, |retention| retention.expiring),
+        retention_blocked: status.retention.map(|retention| retention.blocked).unwrap_or_default(),
         conditions: status.conditions.into_iter().map(|found| (found.type_, found.status)).collect(),
     }
 }
@@ -415,6 +574,9 @@ fn project_backup(backup: &Backup) -> BackupProjection {
         | Phase::Failed => PointState::Deleting,
     };
     let window = status.window.as_ref();
+    let cuts = || status.members.iter().filter_map(|member| member.cut.as_ref()).map(|cut| cut.0);
+    let spread = cuts().min().zip(cuts().max()).map(|(first, last)| last.duration_since(first));
+    let sizes = status.kept_members().filter_map(|member| member.settled.as_ref()?.restore_size);
     BackupProjection {
         state,
         held: backup.spec.hold.is_some() && state != PointState::Deleting,
@@ -426,6 +588,10 @@ fn project_backup(backup: &Backup) -> BackupProjection {
             .map(|time| time.0)),
         frozen_since: frozen_since(status),
         left_quiesced: stillpoint_api::conditions::is_true(&status.conditions, LEFT_QUIESCED),
+        finished: status.finished_at.as_ref().map(|time| time.0),
+        cut_spread: spread.map(|spread| spread.as_secs_f32()),
+        restore_bytes: sizes.filter_map(|size| u64::try_from(size).ok()).sum(),
+        claims: status.kept_members().map(|member| member.claim_name.clone()).collect(),
         freeze: window.and_then(|window| Some((window.started_at.as_ref()?.0, window.frozen_seconds?))),
     }
 }

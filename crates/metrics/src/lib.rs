@@ -12,6 +12,6 @@ pub mod server;
 pub mod watch;
 
 pub use facts::{Facts, FactsStore, PolicyFacts};
-pub use registry::{BuildInfo, HookPhase, Metrics, RunResult};
+pub use registry::{BuildInfo, DeletionResult, HookPhase, Metrics, RunResult};
 pub use server::{DEFAULT_ADDRESS, Endpoints, Part, Process, Readiness, bind, serve};
 pub use watch::feed;

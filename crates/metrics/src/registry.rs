@@ -86,6 +86,27 @@ impl RunResult {
     }
 }
 
+/// What became of a delete of retention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeletionResult {
+    /// The API server took it.
+    Deleted,
+    /// It failed, or was not answered.
+    Failed,
+}
+
+impl DeletionResult {
+    pub(crate) const ALL: [Self; 2] = [Self::Deleted, Self::Failed];
+
+    /// The label value.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// The label value of a consistency.
 pub const fn consistency_label(consistency: Consistency) -> &'static str {
     match consistency {
@@ -114,10 +135,11 @@ enum EventFamily {
     Freeze,
     Overhead,
     Hooks,
+    Deletions,
 }
 
 impl EventFamily {
-    const ALL: [Self; 4] = [Self::Ended, Self::Freeze, Self::Overhead, Self::Hooks];
+    const ALL: [Self; 5] = [Self::Ended, Self::Freeze, Self::Overhead, Self::Hooks, Self::Deletions];
 
     const fn name(self) -> &'static str {
         match self {
@@ -125,6 +147,7 @@ impl EventFamily {
             Self::Freeze => "stillpoint_freeze_duration_seconds",
             Self::Overhead => "stillpoint_freeze_overhead_seconds",
             Self::Hooks => "stillpoint_hook_duration_seconds",
+            Self::Deletions => "stillpoint_retention_deletions_total",
         }
     }
 
@@ -134,12 +157,13 @@ impl EventFamily {
             Self::Freeze => "Freeze window: from before the first lock was sent to the last confirmed thaw.",
             Self::Overhead => "Freeze window without the time the storage system needed.",
             Self::Hooks => "Time one application spent in one phase of its hold.",
+            Self::Deletions => "Deletes of Backups by retention, by result.",
         }
     }
 
     const fn kind(self) -> &'static str {
         match self {
-            Self::Ended => "counter",
+            Self::Ended | Self::Deletions => "counter",
             Self::Freeze | Self::Overhead | Self::Hooks => "histogram",
         }
     }
@@ -158,6 +182,7 @@ impl EventFamily {
                 }
             }
             Self::Hooks => series.render_hooks(self.name(), labels, &FREEZE_BUCKETS, out),
+            Self::Deletions => series.render_deletions(self.name(), labels, out),
         }
     }
 }
@@ -298,6 +323,11 @@ impl Metrics {
         self.observe(namespace, policy, |series| series.count(Ending { trigger, consistency, result }));
     }
 
+    /// Retention asked for the deletion of a Backup.
+    pub fn retention_deletion(&self, namespace: &str, policy: &str, result: DeletionResult) {
+        self.observe(namespace, policy, |series| series.count_deletion(result));
+    }
+
     /// All events in the text format, in pages: one page is in memory at a time.
     pub fn render<M: Deref<Target = Self>>(metrics: M) -> impl Iterator<Item = String> {
         let first = Place::Family { family: 0, after: None, headed: false };
@@ -399,6 +429,7 @@ mod tests {
         for line in [
             r#"stillpoint_backups_total{namespace="shop",policy="nightly",trigger="schedule",consistency="none",result="failed"} 0"#,
             r#"stillpoint_backups_total{namespace="shop",policy="nightly",trigger="initial",consistency="application",result="succeeded"} 0"#,
+            r#"stillpoint_retention_deletions_total{namespace="shop",policy="nightly",result="deleted"} 0"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
@@ -413,6 +444,7 @@ mod tests {
         metrics.hook("shop", "nightly", "db", HookPhase::Acquire, 0.003);
         metrics.cut("disk.csi", 0.06);
         metrics.ready("disk.csi", 0.4);
+        metrics.retention_deletion("shop", "nightly", DeletionResult::Failed);
         metrics.backup_finished(
             "shop",
             "nightly",
@@ -422,6 +454,7 @@ mod tests {
         );
         let text = text(&metrics);
         for line in [
+            r#"stillpoint_retention_deletions_total{namespace="shop",policy="nightly",result="failed"} 1"#,
             r#"stillpoint_freeze_duration_seconds_bucket{namespace="shop",policy="nightly",le="0.05"} 0"#,
             r#"stillpoint_freeze_duration_seconds_bucket{namespace="shop",policy="nightly",le="0.1"} 1"#,
             r#"stillpoint_cut_duration_seconds_count{driver="disk.csi"} 1"#,

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
 
-use crate::registry::{HookPhase, RunResult, consistency_label};
+use crate::registry::{DeletionResult, HookPhase, RunResult, consistency_label};
 
 pub(crate) const TRIGGERS: [Trigger; 4] =
     [Trigger::Manual, Trigger::Schedule, Trigger::CatchUp, Trigger::Initial];
@@ -49,6 +49,8 @@ pub(crate) struct Series {
     pub hooks: Box<[Hooks]>,
     /// Runs that ended, without those that are 0.
     ended: Box<[(Ending, u64)]>,
+    /// Deletes of retention, in the order of [`DeletionResult::ALL`].
+    deletions: [u32; 2],
 }
 
 impl<const N: usize> Default for Durations<N> {
@@ -157,6 +159,21 @@ impl Series {
             if let Some(count) = count.or_else(|| ending.possible().then_some(0)) {
                 let _ = writeln!(out, "{name}{{{labels},{}}} {count}", ending.labels());
             }
+        }
+    }
+
+    /// Counts a delete of retention.
+    pub(crate) fn count_deletion(&mut self, result: DeletionResult) {
+        let place = DeletionResult::ALL.iter().position(|known| *known == result);
+        if let Some(count) = place.and_then(|place| self.deletions.get_mut(place)) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// The deletes of retention, as text.
+    pub(crate) fn render_deletions(&self, name: &str, labels: &str, out: &mut String) {
+        for (result, count) in DeletionResult::ALL.iter().zip(self.deletions) {
+            let _ = writeln!(out, "{name}{{{labels},result=\"{}\"}} {count}", result.label());
         }
     }
 

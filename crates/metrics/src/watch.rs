@@ -1,11 +1,13 @@
-//! Feeds the store from the API server: one watch of all policies, one of all Backups.
+//! Feeds the store from the API server: one watch of all policies, one of all Backups, one of the metadata of all claims.
 //!
 //! A watch that ends or fails is begun again with back-off by the runtime; the store keeps the last known facts
-//! meanwhile, and `/readyz` says when the first list of either is missing.
+//! meanwhile, and `/readyz` says when the first list of policies or Backups is missing.
 
 use std::sync::Arc;
 
 use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use stillpoint_api::{Backup, BackupPolicy};
@@ -17,12 +19,17 @@ use crate::server::Readiness;
 /// Backups per page of a list: with their evidence they may have hundreds of KiB each, and a page is in memory whole.
 const BACKUPS_PER_PAGE: u32 = 50;
 
-/// Keeps `store` in step until dropped. Returns only when both watches ended, which they do not by themselves.
+/// Keeps `store` in step until dropped. Returns only when the watches ended, which they do not by themselves.
 /// `namespace` is the scope; without one, all of them.
 pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsStore>, readiness: &Readiness) {
-    let (policies, backups): (Api<BackupPolicy>, Api<Backup>) = match &namespace {
-        Some(name) => (Api::namespaced(client.clone(), name), Api::namespaced(client, name)),
-        None => (Api::all(client.clone()), Api::all(client)),
+    type Claims = Api<PartialObjectMeta<PersistentVolumeClaim>>;
+    let (policies, backups, claims): (Api<BackupPolicy>, Api<Backup>, Claims) = match &namespace {
+        Some(name) => (
+            Api::namespaced(client.clone(), name),
+            Api::namespaced(client.clone(), name),
+            Api::namespaced(client, name),
+        ),
+        None => (Api::all(client.clone()), Api::all(client.clone()), Api::all(client)),
     };
     let policies_ready = readiness.part("metrics: policies listed");
     let backups_ready = readiness.part("metrics: backups listed");
@@ -62,5 +69,19 @@ pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsSto
             }
         }
     };
-    futures::future::join(feed_policies, feed_backups).await;
+    let feed_claims = async {
+        let mut events = watcher(claims, watcher::Config::default()).default_backoff().boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Init) => store.claims_listing(),
+                Ok(watcher::Event::InitApply(claim) | watcher::Event::Apply(claim)) => {
+                    store.claim_applied(&claim.metadata);
+                }
+                Ok(watcher::Event::InitDone) => store.claims_listed(),
+                Ok(watcher::Event::Delete(claim)) => store.claim_deleted(&claim.metadata),
+                Err(error) => warn!(%error, "watch of claims failed; will be retried"),
+            }
+        }
+    };
+    futures::future::join3(feed_policies, feed_backups, feed_claims).await;
 }

@@ -15,11 +15,21 @@ use stillpoint_metrics::{BuildInfo, FactsStore, HookPhase, Metrics};
 /// Exposed, and on purpose in no rule and on no dashboard here.
 const FOR_OTHER_USES: &[(&str, &str)] = &[
     ("stillpoint_build_info", "identifies the binary"),
+    ("stillpoint_slots_total", "for reports on an objective of slots"),
+    ("stillpoint_unprotected_volumes", "about a namespace; for a dashboard of all of them"),
+    ("stillpoint_orphaned_backups", "about a namespace; for a dashboard of all of them"),
+    ("stillpoint_retention_blocked", "explains why points stay"),
+    ("stillpoint_retention_overdue", "explains why points stay"),
+    ("stillpoint_retention_deletions_total", "for questions about who deleted what"),
+    ("stillpoint_recovery_point_cut_spread_seconds", "for the judgement of storage"),
+    ("stillpoint_restore_size_bytes", "for the planning of storage"),
+    ("stillpoint_last_run_duration_seconds", "for the planning of schedules"),
     ("process_resident_memory_bytes", "about the process, not about a policy"),
 ];
 
 /// Labels whose values are a closed set.
-const CLOSED: &[&str] = &["state", "reason", "status", "type", "phase", "trigger", "consistency", "result"];
+const CLOSED: &[&str] =
+    &["state", "reason", "outcome", "status", "type", "phase", "trigger", "consistency", "result"];
 
 /// Where the runbooks are read on the web.
 const RUNBOOKS: &str = "https://github.com/stillpoint-dev/stillpoint/blob/main/docs/runbooks/";
@@ -101,12 +111,16 @@ fn scrape() -> String {
             "lastSlot": "2026-11-20T01:00:00Z", "maxIntervalSeconds": 90000, "minIntervalSeconds": 82800,
         },
     });
-    store.policy_applied(&serde_json::from_value(policy).unwrap());
+    let nightly = serde_json::from_value(policy).unwrap();
+    store.policy_applied(&nightly);
     let backup = json!({
         "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Backup",
         "metadata": {"name": "a", "namespace": "shop", "creationTimestamp": "2026-11-20T01:00:00Z"},
         "spec": {"run": {"policyRef": {"name": "nightly"}}, "trigger": "Schedule"},
         "status": {"phase": "Succeeded", "consistency": "Application", "cut": "2026-11-20T01:00:00.000000Z",
+                   "startedAt": "2026-11-20T01:00:00.000000Z", "finishedAt": "2026-11-20T01:01:00.000000Z",
+                   "members": [{"application": "db", "podName": "db-0", "podUID": "p", "claimName": "data",
+                                "volumeSnapshot": "s", "cut": "2026-11-20T01:00:00.000000Z"}],
                    "window": {"startedAt": "2026-11-20T01:00:00.000000Z", "frozenSeconds": 0.0625}},
     });
     store.backup_applied(&serde_json::from_value(backup).unwrap());
@@ -115,6 +129,13 @@ fn scrape() -> String {
     for phase in HookPhase::ALL {
         metrics.hook("shop", "nightly", "db", phase, 0.1);
     }
+    store.policies_listing();
+    store.policy_applied(&nightly);
+    store.policies_listed();
+    store.claims_listing();
+    let claim = json!({"name": "data", "namespace": "shop", "annotations": {"pv.kubernetes.io/bind-completed": "yes"}});
+    store.claim_applied(&serde_json::from_value(claim).unwrap());
+    store.claims_listed();
     metrics.cut("disk.csi", 0.1);
     metrics.ready("disk.csi", 0.1);
     let mut text: String = Family::ALL.iter().map(|family| family.render(&store)).collect();

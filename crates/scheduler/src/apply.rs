@@ -19,6 +19,7 @@ use stillpoint_api::clock::SharedClock;
 use stillpoint_api::policy::BackupPolicy;
 
 use crate::accept::{Schedules, accept_under};
+use crate::controller::DeletionObserver;
 use crate::election::Leadership;
 use crate::projection::{BackupView, PolicyKey};
 use crate::prune::{self, Pruned, prune};
@@ -45,6 +46,8 @@ pub(crate) struct Apply {
     pub leadership: Leadership,
     /// The ProtectionRules, and the labels of namespaces.
     pub rules: Arc<RuleBook>,
+    /// Who counts the deletes of retention.
+    pub deletions: Arc<dyn DeletionObserver>,
     /// Longest time that deletes may take of a pass.
     pub deletes_bound: Duration,
     /// Whether any Backup of the cluster is in its freeze.
@@ -85,6 +88,7 @@ impl Apply {
         cluster_uid: String,
         schedules: Schedules,
         leadership: Leadership,
+        deletions: Arc<dyn DeletionObserver>,
     ) -> Self {
         let reporter = Reporter { controller: "stillpoint-scheduler".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
@@ -95,6 +99,7 @@ impl Apply {
             schedules,
             leadership,
             rules: Arc::default(),
+            deletions,
             deletes_bound: prune::BOUND,
             frozen: AtomicBool::new(false),
             recorder,

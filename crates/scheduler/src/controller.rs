@@ -58,6 +58,19 @@ pub struct SchedulerContext {
     pub leadership: Leadership,
     /// Where the loop shows what it is at.
     pub progress: watch::Sender<Progress>,
+    /// Who counts the deletes of retention.
+    pub deletions: Arc<dyn DeletionObserver>,
+}
+
+/// Hears of every delete that retention asks for.
+pub trait DeletionObserver: Send + Sync {
+    /// One was taken by the API server, or it failed.
+    fn asked(&self, policy: &PolicyKey, deleted: bool);
+}
+
+/// Nobody counts.
+impl DeletionObserver for () {
+    fn asked(&self, _policy: &PolicyKey, _deleted: bool) {}
 }
 
 /// What the loop is at, for people (`/debug/state`).
@@ -177,6 +190,7 @@ impl Scheduler {
                 context.cluster_uid,
                 Schedules::default(),
                 context.leadership,
+                context.deletions,
             )),
             projection: Projection::default(),
             due: DueHeap::default(),

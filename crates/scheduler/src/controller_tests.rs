@@ -171,6 +171,7 @@ impl World {
             cluster_uid: "cluster".to_owned(),
             ready,
             progress: watch::Sender::default(),
+            deletions: Arc::new(()),
         };
         let scheduler = Scheduler::new(context, server_ahead);
         let (policies, policy_stream) = mpsc::unbounded();

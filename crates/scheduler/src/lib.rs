@@ -24,4 +24,4 @@ pub mod slots;
 pub mod snapshots;
 mod templates;
 
-pub use controller::{Progress, SchedulerContext, SchedulerError, run};
+pub use controller::{DeletionObserver, Progress, SchedulerContext, SchedulerError, run};

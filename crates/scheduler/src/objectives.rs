@@ -183,4 +183,54 @@ mod tests {
         assert_eq!(assess(&standing(Some(10)), at(20)).reference, at(10));
         assert_eq!(assess(&standing(None), at(20)).reference, at(0));
     }
+
+    /// Every state at both sides of every bound. Ages are hours since the reference; RPO 24 h, looked at every hour.
+    #[test]
+    fn the_states_by_age() {
+        use RpoState::{AtRisk, Breached, Compliant, Pending, Severe, Suspended, Unattainable};
+        let base = |point: bool| Standing { next_chance: Some(at(24)), ..standing(point.then_some(0)) };
+        let cases: [(&str, Standing, [RpoState; 4]); 7] = [
+            ("no point yet", base(false), [Pending, Pending, Breached, Severe]),
+            ("a chance in time", base(true), [Compliant, Compliant, Breached, Severe]),
+            (
+                "a chance one second too late",
+                Standing { next_chance: Some(later(at(24), Duration::from_secs(1))), ..base(true) },
+                [AtRisk, AtRisk, Breached, Severe],
+            ),
+            (
+                "no chance at all",
+                Standing { next_chance: None, ..base(true) },
+                [AtRisk, AtRisk, Breached, Severe],
+            ),
+            (
+                "too sparse a schedule",
+                Standing { attainable: Some(false), ..base(true) },
+                [Unattainable, Unattainable, Breached, Severe],
+            ),
+            (
+                "suspended",
+                Standing { suspended: true, next_chance: None, attainable: Some(false), ..base(true) },
+                [Suspended, Suspended, Breached, Severe],
+            ),
+            (
+                "suspended without a point",
+                Standing { suspended: true, next_chance: None, ..base(false) },
+                [Suspended, Suspended, Breached, Severe],
+            ),
+        ];
+        for (name, standing, expected) in cases {
+            let bound = Duration::from_secs(1);
+            let looks = [at(1), at(24), later(at(24), bound), later(at(48), bound)];
+            assert_eq!(looks.map(|now| assess(&standing, now).state), expected, "{name}");
+            // Whoever looks when told so misses no change, and a state that never changes by time is never looked at.
+            let mut now = at(1);
+            let mut seen = vec![assess(&standing, now).state];
+            while let Some(next) = assess(&standing, now).changes_at {
+                assert!(next > now, "{name}");
+                now = next;
+                seen.push(assess(&standing, now).state);
+            }
+            assert_eq!(seen, [expected[0], Breached, Severe], "{name}");
+        }
+    }
 }

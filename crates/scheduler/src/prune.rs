@@ -64,6 +64,7 @@ pub(crate) async fn prune(
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("the API server did not answer within {:?}", context.deletes_bound),
     };
+    context.deletions.asked(key, false);
     tracing::warn!(policy = %key, why, "retention could not delete; it is tried again, and backups go on");
     let note = format!("retention could not delete, and tries again in a minute; backups go on: {why}");
     context.tell(policy, "DeletionFailed", note).await;
@@ -101,7 +102,10 @@ async fn delete_some(
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         context.fence()?;
         match api_backups.delete(&name, &parameters).await {
-            Ok(_) => tracing::info!(policy = %key, backup = name, "a backup was deleted by retention"),
+            Ok(_) => {
+                context.deletions.asked(key, true);
+                tracing::info!(policy = %key, backup = name, "a backup was deleted by retention");
+            }
             // Gone already.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             // Changed since it was read.

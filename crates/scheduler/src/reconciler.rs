@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use stillpoint_api::backup::{READY as POINT_READY, SNAPSHOT_DELETED, Trigger};
 use stillpoint_api::policy::{
     BackupPolicy, BackupPolicyStatus, Concurrency, DELETIONS_AGREED_ANNOTATION, KeptPoint,
-    RecoveryPointCounts, RetentionStatus, RpoStatus,
+    RecoveryPointCounts, RetentionStatus, RpoStatus, SlotCounts,
 };
 
 use crate::accept::{Accepted, DEFAULT_ZONE, Refusal, created};
@@ -20,7 +20,7 @@ use crate::blackouts::just_before;
 use crate::cron::rfc3339;
 use crate::objectives::{self, Standing as Objective};
 use crate::projection::{BackupView, Failure};
-use crate::retention::{self, HeldBack, Point, Standing};
+use crate::retention::{self, Guard, HeldBack, Kept, Point, Standing};
 use crate::slots::{Busy, Decision, Missed, MissedReason, SKEW_TOLERANCE, SlotState, decide};
 
 /// Condition: the spec can be scheduled.
@@ -272,6 +272,7 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
         active,
         consecutive_failures: consecutive_failures(observed, &before),
         missed: add_missed(before.missed.clone(), &slots.missed),
+        slots: count_slots(observed, before.slots.clone()),
     };
     if let Ok(accepted) = observed.accepted {
         if let Some((first, _)) = slots.next {
@@ -336,7 +337,14 @@ fn expire(observed: &Observed<'_>, before: &BackupPolicyStatus, clock: ClockView
             reasons: kept.reasons.iter().map(ToString::to_string).collect(),
         });
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let status = RetentionStatus { kept: kept.collect(), expiring: number(expiring) };
+    let mut blocked: BTreeMap<String, u32> = BTreeMap::new();
+    for guard in plan.keep.iter().filter_map(Kept::guard) {
+        *blocked.entry(guard.label().to_owned()).or_default() += 1;
+    }
+    if held_back.is_some() {
+        blocked.insert(Guard::Breaker.label().to_owned(), number(plan.delete.len()));
+    }
+    let status = RetentionStatus { kept: kept.collect(), expiring: number(expiring), blocked };
     let mut delete = plan.delete_failed;
     if held_back.is_none() {
         delete.extend(plan.delete);
@@ -556,6 +564,32 @@ fn consecutive_failures(observed: &Observed<'_>, before: &BackupPolicyStatus) ->
         return counted;
     }
     counted.max(before.consecutive_failures.saturating_add(observed.fresh_failures))
+}
+
+/// Counts the slots whose run has ended since the last pass. A policy's slots run one after the other: what comes after one
+/// that has not ended waits.
+fn count_slots(observed: &Observed<'_>, known: Option<SlotCounts>) -> Option<SlotCounts> {
+    let uid = observed.policy.metadata.uid.as_deref();
+    let counted_to = known.as_ref().and_then(|known| known.counted_to.as_ref()).map(|to| to.0);
+    let own = observed.backups.iter().filter(|backup| uid.is_some() && backup.policy_uid.as_deref() == uid);
+    let mut ended: Vec<(Timestamp, &BackupView)> =
+        own.filter_map(|backup| Some((backup.slot?, backup))).collect();
+    ended.retain(|(slot, _)| counted_to.is_none_or(|to| *slot > to));
+    ended.sort_by_key(|(slot, _)| *slot);
+    let mut counts = known;
+    for (slot, backup) in ended {
+        if backup.standing == Standing::Unfinished {
+            break;
+        }
+        let counts = counts.get_or_insert_default();
+        if backup.failure.is_none() {
+            counts.met += 1;
+        } else {
+            counts.failed += 1;
+        }
+        counts.counted_to = Some(seconds(slot));
+    }
+    counts
 }
 
 fn add_missed(mut known: BTreeMap<String, u64>, missed: &[Missed]) -> BTreeMap<String, u64> {

@@ -560,6 +560,47 @@ fn a_point_that_is_being_deleted_takes_no_place_and_is_no_failure() {
     assert_eq!(status.rpo.unwrap().reference, Some(Time(at("2026-11-16T02:00:30Z"))));
 }
 
+fn slots(policy: &BackupPolicy) -> Option<(u64, u64)> {
+    policy.status.as_ref().unwrap().slots.as_ref().map(|counts| (counts.met, counts.failed))
+}
+
+#[test]
+fn each_slot_is_counted_once_when_its_run_ends_and_stays_counted_when_its_backup_is_gone() {
+    let policy = policy(json!({}));
+    let running = [backup("2026-11-14T02:00:00Z", "Freezing")];
+    let (_, policy) = decided(&policy, &running, "2026-11-14T02:01:00Z");
+    assert_eq!(slots(&policy), None);
+    let met = [backup("2026-11-14T02:00:00Z", "Succeeded")];
+    let (_, policy) = decided(&policy, &met, "2026-11-14T02:06:00Z");
+    let (_, policy) = decided(&policy, &met, "2026-11-14T02:07:00Z");
+    assert_eq!(slots(&policy), Some((1, 0)));
+    let failed = [backup("2026-11-15T02:00:00Z", "Failed")];
+    let (_, policy) = decided(&policy, &failed, "2026-11-15T02:06:00Z");
+    assert_eq!(slots(&policy), Some((1, 1)));
+    // Only those of this very policy that a slot started.
+    let mut other = backup("2026-11-16T02:00:00Z", "Succeeded");
+    other.policy_uid = Some("predecessor".into());
+    let mut by_hand = backup("2026-11-16T03:00:00Z", "Succeeded");
+    by_hand.slot = None;
+    let (_, policy) = decided(&policy, &[other, by_hand], "2026-11-16T04:00:00Z");
+    assert_eq!(slots(&policy), Some((1, 1)));
+}
+
+#[test]
+fn a_point_that_only_a_guard_keeps_is_counted_under_that_guard() {
+    let mut points = nights(4);
+    for (point, application) in points.iter_mut().zip(["web", "db", "db", "db"]) {
+        point.applications = [application.to_owned()].into();
+    }
+    points[3].held = true;
+    let (outcome, _) = decided(&policy(json!({"retention": {"last": 1}})), &points, "2026-12-14T10:00:00Z");
+    let blocked = outcome.status.retention.unwrap().blocked;
+    assert_eq!(blocked, [("last_good".to_owned(), 1), ("legal_hold".to_owned(), 1)].into());
+    let many = nights(30);
+    let (outcome, _) = decided(&policy(json!({"retention": {"last": 3}})), &many, "2026-12-14T10:00:00Z");
+    assert_eq!(outcome.status.retention.unwrap().blocked, [("breaker".to_owned(), 27)].into());
+}
+
 #[test]
 fn a_point_whose_snapshot_somebody_deleted_counts_nowhere_and_is_no_failed_run() {
     let lost = |slot: &str| BackupView { standing: Standing::Lost, ..backup(slot, "Succeeded") };

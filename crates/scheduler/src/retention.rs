@@ -141,6 +141,55 @@ pub enum Rule {
     Yearly,
 }
 
+/// What keeps a point that no rule keeps; the words of status and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guard {
+    /// Nothing newer is proven, or nothing newer has its application.
+    LastGood,
+    /// A legal hold.
+    LegalHold,
+    /// More would go at once than an edit that was meant.
+    Breaker,
+    /// The clock is in doubt.
+    ClockSkew,
+}
+
+impl Guard {
+    /// The bounded word.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::LastGood => "last_good",
+            Self::LegalHold => "legal_hold",
+            Self::Breaker => "breaker",
+            Self::ClockSkew => "clock_skew",
+        }
+    }
+}
+
+impl Kept {
+    /// The guard that alone keeps this point; `None` when a rule does, or when nothing was to go.
+    pub fn guard(&self) -> Option<Guard> {
+        let mut guard = None;
+        for reason in &self.reasons {
+            let found = match reason {
+                KeepReason::Newest | KeepReason::NewestOfApplication => Guard::LastGood,
+                KeepReason::Held => Guard::LegalHold,
+                KeepReason::ClockSkew => Guard::ClockSkew,
+                KeepReason::Nth(..)
+                | KeepReason::Within
+                | KeepReason::Oldest(_)
+                | KeepReason::NoRules
+                | KeepReason::RecentFailure
+                | KeepReason::Unfinished
+                | KeepReason::FutureDated => return None,
+            };
+            // A hold that a person set says more than the others.
+            guard = Some(if guard == Some(Guard::LegalHold) { Guard::LegalHold } else { found });
+        }
+        guard
+    }
+}
+
 /// More would go at once than an edit that was meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldBack {

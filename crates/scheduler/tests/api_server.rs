@@ -58,6 +58,7 @@ impl World {
             ready: sender,
             leadership: Leadership::alone(clock.clone()),
             progress: watch::Sender::default(),
+            deletions: Arc::new(()),
         };
         let scheduler = tokio::spawn(run(context, async move {
             stopped.await.ok();

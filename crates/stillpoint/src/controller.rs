@@ -329,6 +329,7 @@ pub async fn run(
             ready: listed("scheduler: policies and backups listed"),
             leadership,
             progress,
+            deletions: Arc::new(Observed(Arc::clone(&metrics))),
         },
         until_stopped(),
     ));
@@ -412,8 +413,16 @@ async fn cluster_uid(client: &Client) -> String {
     }
 }
 
-/// Hands the executor's events to the metrics: the two do not know each other.
+/// Hands the executor's and the scheduler's events to the metrics: they do not know each other.
 struct Observed(Arc<Metrics>);
+
+impl stillpoint_scheduler::DeletionObserver for Observed {
+    fn asked(&self, policy: &stillpoint_scheduler::projection::PolicyKey, deleted: bool) {
+        use stillpoint_metrics::DeletionResult;
+        let result = if deleted { DeletionResult::Deleted } else { DeletionResult::Failed };
+        self.0.retention_deletion(&policy.namespace, &policy.name, result);
+    }
+}
 
 impl RunObserver for Observed {
     fn freeze(&self, run: &RunLabels, seconds: f64) {

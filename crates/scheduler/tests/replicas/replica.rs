@@ -63,6 +63,7 @@ impl Replica {
             ready,
             leadership: leadership.clone(),
             progress,
+            deletions: Arc::new(()),
         };
         let scheduler = tokio::spawn(async move {
             let stopped = async move {
