@@ -77,6 +77,8 @@ pub struct BackupRun {
     labels: RunLabels,
     stop: watch::Receiver<Option<Abort>>,
     permits: Arc<Semaphore>,
+    /// A permit that the run has before its first attempt.
+    first: Option<OwnedSemaphorePermit>,
 }
 
 impl BackupRun {
@@ -93,7 +95,13 @@ impl BackupRun {
             policy: backup.policy_name().unwrap_or_default().to_owned(),
         };
         let journal = Arc::new(Mutex::new(Journal::new(&context, backup)));
-        Self { context, happenings, journal, labels, stop, permits }
+        Self { context, happenings, journal, labels, stop, permits, first: None }
+    }
+
+    /// The same with a permit for its first attempt.
+    #[must_use]
+    pub fn with(self, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { first: permit, ..self }
     }
 
     /// Goes on from wherever the Backup stands, to its end.
@@ -251,10 +259,14 @@ impl BackupRun {
     }
 
     /// Waits for a permit and for a Lease that lets a freeze begin; none when the run is to end meanwhile.
-    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+    async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
         let mut stop = self.stop.clone();
+        let (first, permits) = (self.first.take(), Arc::clone(&self.permits));
         let ready = async {
-            let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+            let permit = match first {
+                Some(permit) => permit,
+                None => permits.acquire_owned().await.ok()?,
+            };
             self.context.ownership.held(&self.context.clock).await;
             Some(permit)
         };

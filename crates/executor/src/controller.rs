@@ -1,9 +1,10 @@
 //! Watches Backups and gives each the work it needs: a run, or the removal of its snapshots.
 //!
 //! One task per Backup at most, and only for Backups that are unclaimed, ours, or of a replica that fell silent. What the
-//! watch shows is remembered as a key and its claim only; a task reads its Backup itself.
+//! watch shows is remembered as a key and its claim only; a task reads its Backup itself. A run that nobody began waits for its
+//! permit before it has a task: of a herd of a hundred thousand, as many are read as are run. What was begun waits for nobody.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::Event;
 use kube::{Api, ResourceExt};
 use stillpoint_api::backup::{Backup, SNAPSHOTS_FINALIZER};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
@@ -55,10 +56,33 @@ struct Shared {
     permits: Arc<Semaphore>,
     /// Backups that the watch shows as needing work, and who has the claim.
     needy: Mutex<HashMap<Key, Option<String>>>,
+    /// Those of them that nobody began, in order, until there is a permit for them.
+    fresh: Mutex<Fresh>,
     /// Runs in progress, and the way to stop them.
     running: Mutex<HashMap<Key, watch::Sender<Option<Abort>>>>,
     /// Deleted Backups that stay for now: the reason that was told, and when they are looked at again.
     waiting: Mutex<HashMap<Key, (&'static str, Duration)>>,
+}
+
+/// Keys in order, each once.
+#[derive(Default)]
+struct Fresh {
+    order: VecDeque<Key>,
+    all: HashSet<Key>,
+}
+
+impl Fresh {
+    fn push(&mut self, key: Key) {
+        if self.all.insert(key.clone()) {
+            self.order.push_back(key);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Key> {
+        let key = self.order.pop_front()?;
+        self.all.remove(&key);
+        Some(key)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -79,6 +103,7 @@ pub async fn run(
         happenings: Happenings::new(context.client.clone(), context.ownership.identity()),
         permits: Arc::new(Semaphore::new(MAX_RUNS)),
         needy: Mutex::default(),
+        fresh: Mutex::default(),
         running: Mutex::default(),
         waiting: Mutex::default(),
         context,
@@ -105,6 +130,10 @@ pub async fn run(
         tokio::select! {
             () = &mut shutdown => break Ok(()),
             _ = look.tick() => shared.look_again(&mut tasks),
+            // The semaphore is never closed.
+            Ok(permit) = Arc::clone(&shared.permits).acquire_owned(), if shared.has_fresh() => {
+                shared.begin_fresh(permit, &mut tasks);
+            }
             event = events.next() => match event {
                 None => break Err(ControllerError::WatchEnded),
                 Some(Err(error)) => {
@@ -145,6 +174,12 @@ fn executor(backup: &Backup) -> Option<String> {
     backup.status.as_ref().and_then(|status| status.executor.clone())
 }
 
+/// Whether nobody began the run: there is nothing to recover and nothing to remove.
+fn is_fresh(backup: &Backup) -> bool {
+    let begun = backup.status.as_ref().is_some_and(|status| status.attempt > 0 || status.executor.is_some());
+    !begun && backup.metadata.deletion_timestamp.is_none() && cancelled(backup).is_none()
+}
+
 fn needs_work(backup: &Backup) -> bool {
     let deleting = backup.metadata.deletion_timestamp.is_some();
     if deleting {
@@ -177,8 +212,26 @@ impl Shared {
         drop(running);
         let allowed = self.allowed(executor.as_deref());
         lock(&self.needy).insert(key.clone(), executor);
-        if allowed {
-            self.begin(key, Duration::ZERO, tasks);
+        if is_fresh(backup) {
+            lock(&self.fresh).push(key);
+        } else if allowed {
+            self.begin(key, Duration::ZERO, None, tasks);
+        }
+    }
+
+    fn has_fresh(&self) -> bool {
+        !lock(&self.fresh).order.is_empty()
+    }
+
+    /// Gives a permit to the first run that nobody began and that still needs it.
+    fn begin_fresh(self: &Arc<Self>, permit: OwnedSemaphorePermit, tasks: &mut JoinSet<Key>) {
+        loop {
+            let Some(key) = lock(&self.fresh).pop() else { return };
+            let executor = lock(&self.needy).get(&key).cloned();
+            let wanted = executor.is_some_and(|executor| self.allowed(executor.as_deref()));
+            if wanted && !lock(&self.running).contains_key(&key) {
+                return self.begin(key, Duration::ZERO, Some(permit), tasks);
+            }
         }
     }
 
@@ -190,17 +243,26 @@ impl Shared {
     fn look_again(self: &Arc<Self>, tasks: &mut JoinSet<Key>) {
         let waiting: Vec<Key> = {
             let (needy, running) = (lock(&self.needy), lock(&self.running));
-            let free = needy.iter().filter(|(key, _)| !running.contains_key(*key));
+            let fresh = lock(&self.fresh);
+            let free =
+                needy.iter().filter(|(key, _)| !running.contains_key(*key) && !fresh.all.contains(*key));
             free.filter(|(_, executor)| self.allowed(executor.as_deref()))
                 .map(|(key, _)| key.clone())
                 .collect()
         };
         for key in waiting {
-            self.begin(key, Duration::ZERO, tasks);
+            self.begin(key, Duration::ZERO, None, tasks);
         }
     }
 
-    fn begin(self: &Arc<Self>, key: Key, after: Duration, tasks: &mut JoinSet<Key>) {
+    /// `permit`: for the first attempt of a run that nobody began.
+    fn begin(
+        self: &Arc<Self>,
+        key: Key,
+        after: Duration,
+        permit: Option<OwnedSemaphorePermit>,
+        tasks: &mut JoinSet<Key>,
+    ) {
         let (sender, stop) = watch::channel(None);
         lock(&self.running).insert(key.clone(), sender);
         let shared = Arc::clone(self);
@@ -212,7 +274,7 @@ impl Shared {
                     _ = stopped.wait_for(Option::is_some) => {}
                 }
             }
-            shared.work(&key, stop).await;
+            shared.work(&key, stop, permit).await;
             lock(&shared.running).remove(&key);
             key
         });
@@ -223,11 +285,16 @@ impl Shared {
         let allowed = lock(&self.needy).get(&key).is_some_and(|executor| self.allowed(executor.as_deref()));
         if allowed && !lock(&self.running).contains_key(&key) {
             let again = lock(&self.waiting).get(&key).map_or(AGAIN_AFTER, |(_, again)| *again);
-            self.begin(key, again, tasks);
+            self.begin(key, again, None, tasks);
         }
     }
 
-    async fn work(&self, (namespace, name): &Key, stop: watch::Receiver<Option<Abort>>) {
+    async fn work(
+        &self,
+        (namespace, name): &Key,
+        stop: watch::Receiver<Option<Abort>>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let api: Api<Backup> = Api::namespaced(self.context.client.clone(), namespace);
         let read = bounded(format!("read Backup {name}"), api.get_opt(name)).await;
         let backup = match read {
@@ -268,7 +335,8 @@ impl Shared {
             }
         };
         let (context, happenings) = (self.context.clone(), self.happenings.clone());
-        let run = BackupRun::new(context, happenings, backup, stop.clone(), Arc::clone(&self.permits));
+        let run =
+            BackupRun::new(context, happenings, backup, stop.clone(), Arc::clone(&self.permits)).with(permit);
         match run.go().await {
             Ok(Left::Finished) if deleting => self.delete_finished(&api, name, stop).await,
             Ok(Left::Finished) => self.finished_work((namespace.clone(), name.clone()), &stop),

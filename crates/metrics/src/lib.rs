@@ -6,6 +6,7 @@
 
 pub mod collector;
 pub mod facts;
+mod points;
 pub mod registry;
 mod series;
 pub mod server;

@@ -5,7 +5,7 @@
 //! an event that comes after the policy was removed brings none of them back (docs/metrics.md §1). A policy takes a few
 //! hundred bytes ([`series`](crate::series)), and is rendered in pages.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::{Bound, Deref};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
 
 use crate::collector::{PER_PAGE, escape};
+use crate::facts::Key;
 use crate::series::{Ending, Series};
 
 /// Freeze and hook durations: log-spaced from what a good driver needs (25 ms) to twice the default `maxHold`
@@ -115,9 +116,6 @@ pub const fn consistency_label(consistency: Consistency) -> &'static str {
         Consistency::None => "none",
     }
 }
-
-/// Namespace and name.
-type Key = (String, String);
 
 /// The policies whose series exist.
 #[derive(Debug, Default)]
@@ -257,12 +255,12 @@ impl Metrics {
         self.known().policies.remove(&(namespace.to_owned(), policy.to_owned()));
     }
 
-    /// Every existing policy was reported: what is not among `existing` is gone, and from now on events of unknown
+    /// Every existing policy was reported: what is not `existing` is gone, and from now on events of unknown
     /// policies are dropped.
-    pub fn policies_listed(&self, existing: &BTreeSet<(String, String)>) {
+    pub fn policies_listed(&self, existing: impl Fn(&Key) -> bool) {
         let mut known = self.known();
         known.complete = true;
-        known.policies.retain(|key, _| existing.contains(key));
+        known.policies.retain(|key, _| existing(key));
     }
 
     /// A freeze window ended: t3 − t0.
@@ -468,7 +466,7 @@ mod tests {
     fn a_removed_policy_takes_its_series_along_and_a_late_event_brings_none_back() {
         let metrics = metrics();
         metrics.policy_accepted("shop", "nightly", &["db"]);
-        metrics.policies_listed(&BTreeSet::from([("shop".to_owned(), "nightly".to_owned())]));
+        metrics.policies_listed(|key| key.1 == "nightly");
         metrics.freeze("shop", "nightly", 0.07);
         metrics.policy_removed("shop", "nightly");
         metrics.freeze("shop", "nightly", 0.07);
@@ -483,7 +481,7 @@ mod tests {
         metrics.hook("shop", "nightly", "db", HookPhase::Hold, 0.05);
         metrics.freeze("shop", "gone", 0.05);
         metrics.policy_accepted("shop", "nightly", &["db"]);
-        metrics.policies_listed(&BTreeSet::from([("shop".to_owned(), "nightly".to_owned())]));
+        metrics.policies_listed(|key| key.1 == "nightly");
         let text = text(&metrics);
         let counted = r#"_count{namespace="shop",policy="nightly",application="db",phase="hold"} 1"#;
         assert!(text.contains(counted), "{text}");
@@ -493,7 +491,7 @@ mod tests {
     #[test]
     fn an_application_that_left_the_policy_loses_its_series() {
         let metrics = metrics();
-        metrics.policies_listed(&BTreeSet::from([("shop".to_owned(), "nightly".to_owned())]));
+        metrics.policies_listed(|key| key.1 == "nightly");
         metrics.policy_accepted("shop", "nightly", &["db", "cache"]);
         for application in ["db", "cache"] {
             metrics.hook("shop", "nightly", application, HookPhase::Hold, 0.1);

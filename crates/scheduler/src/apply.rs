@@ -20,6 +20,7 @@ use stillpoint_api::policy::BackupPolicy;
 
 use crate::accept::{Schedules, accept_under};
 use crate::controller::DeletionObserver;
+use crate::dispatch::Plan;
 use crate::election::Leadership;
 use crate::projection::{BackupView, PolicyKey};
 use crate::prune::{self, Pruned, prune};
@@ -64,6 +65,17 @@ pub(crate) struct Applied {
     pub failures_noted: u32,
     /// Points must go and a freeze is open.
     pub deletes_wait: bool,
+    /// The next start, if nothing changes before it.
+    pub plan: Option<Plan>,
+}
+
+/// What became of a start that was planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Started {
+    /// The Backup was created.
+    Created,
+    /// Its name is taken, by ourselves or by somebody else: the policy has to be looked at.
+    Exists,
 }
 
 /// Why a pass did not come to its end; it is retried.
@@ -206,9 +218,38 @@ pub(crate) async fn apply(context: &Apply, key: &PolicyKey, seen: &Seen<'_>) -> 
         };
         let wake_at = [outcome.wake_at, look_again, again].into_iter().flatten().min();
         let deletes_wait = pruned == Pruned::Frozen;
-        return Ok(Applied { wake_at, failures_noted: seen.fresh_failures, deletes_wait });
+        let plan = match (&accepted, outcome.next) {
+            (Ok(accepted), Some((slot, due))) => Plan::of(&accepted.slots, slot, due),
+            (Ok(_) | Err(_), _) => None,
+        };
+        return Ok(Applied { wake_at, failures_noted: seen.fresh_failures, deletes_wait, plan });
     }
     Err(ApplyError::Conflict)
+}
+
+/// Carries out a start that was planned: one request. What follows from it is decided when the watch shows the Backup.
+pub(crate) async fn start(
+    context: &Apply,
+    key: &PolicyKey,
+    uid: &str,
+    slot: Timestamp,
+) -> Result<Started, ApplyError> {
+    let backups: Api<Backup> = Api::namespaced(context.client.clone(), &key.namespace);
+    let name = backup_name(&key.name, uid, slot);
+    let backup =
+        new_backup((&key.namespace, &key.name, uid), &name, Start { slot, trigger: Trigger::Schedule });
+    context.fence()?;
+    match backups.create(&PostParams::default(), &backup).await {
+        Ok(_) => {
+            tracing::info!(
+                namespace = &*key.namespace, policy = &*key.name, backup = name, %slot,
+                trigger = Trigger::Schedule.label(), "a backup was started"
+            );
+            Ok(Started::Created)
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Started::Exists),
+        Err(error) => Err(api("create the Backup")(error)),
+    }
 }
 
 /// Creates the Backup of a slot, or finds that it exists.
@@ -218,7 +259,8 @@ async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<
     let backups: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
     let name = backup_name(&policy.name_any(), &uid, start.slot);
     for (suffix, foreign) in [("", false), (FOREIGN_SUFFIX, true)] {
-        let backup = new_backup(policy, &uid, &format!("{name}{suffix}"), start);
+        let place = (namespace, policy.name_any());
+        let backup = new_backup((place.0, &place.1, &uid), &format!("{name}{suffix}"), start);
         if foreign {
             let note = format!(
                 "{name} exists and was not created by the scheduler; the slot runs as {name}{suffix}"
@@ -270,14 +312,15 @@ fn is_ours(backup: &Backup, policy_uid: &str, slot: Timestamp) -> bool {
         && run.slot.as_ref().is_some_and(|at| at.0 == slot)
 }
 
-fn new_backup(policy: &BackupPolicy, uid: &str, name: &str, start: Start) -> Backup {
-    let policy_name = policy.name_any();
+/// The Backup of a slot of the policy with this namespace, name and UID.
+fn new_backup((namespace, policy, uid): (&str, &str, &str), name: &str, start: Start) -> Backup {
+    let policy_name = policy.to_owned();
     // A label value is at most 63 bytes, a policy's name may be longer: then only the spec says it.
     let label = (policy_name.len() <= 63).then(|| (POLICY_LABEL.to_owned(), policy_name.clone()));
     Backup {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
-            namespace: policy.metadata.namespace.clone(),
+            namespace: Some(namespace.to_owned()),
             labels: label.map(|label| BTreeMap::from([label])),
             ..ObjectMeta::default()
         },

@@ -6,7 +6,7 @@
 
 mod out_of_band;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client};
 use stillpoint_api::backup::Backup;
 use stillpoint_api::clock::SharedClock;
 use stillpoint_api::policy::BackupPolicy;
@@ -26,7 +26,8 @@ use tokio::task::JoinSet;
 
 use self::out_of_band::OutOfBand;
 use crate::accept::Schedules;
-use crate::apply::{Applied, Apply, ApplyError, Seen, apply};
+use crate::apply::{Applied, Apply, ApplyError, Seen, Started, apply, start};
+use crate::dispatch::FairQueue;
 use crate::election::Leadership;
 use crate::heap::DueHeap;
 use crate::projection::{PolicyKey, Projection};
@@ -39,6 +40,15 @@ const MAX_SLEEP: SignedDuration = SignedDuration::from_secs(60);
 
 /// Policies that are worked on at once: enough to hide the API server's latency, few enough for one connection each.
 const IN_FLIGHT: usize = 16;
+
+/// Planned starts that are carried out at once: one request each.
+const STARTS_IN_FLIGHT: usize = 32;
+
+/// Policies that are worked on at once while starts wait: a herd comes first, and an edit still gets through.
+const BESIDE_STARTS: usize = 2;
+
+/// Within this time the watch shows a Backup that was created; else its policy is looked at without.
+const SHOWN_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// First and longest wait before a failed policy is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -110,34 +120,38 @@ struct Scheduler {
     term: Option<u64>,
     projection: Projection,
     due: DueHeap<PolicyKey>,
-    /// Waiting for a free task, in order, each once.
-    queue: VecDeque<PolicyKey>,
-    queued: HashSet<PolicyKey>,
+    /// Waiting for a free task.
+    queue: FairQueue,
+    /// Waiting for their planned start.
+    starts: FairQueue,
     /// Worked on; `true` when it changed meanwhile.
     busy: HashMap<PolicyKey, bool>,
-    tasks: JoinSet<(PolicyKey, Result<Applied, ApplyError>)>,
+    /// Those of them that are being started.
+    starting: usize,
+    tasks: JoinSet<(PolicyKey, Done)>,
     failures: HashMap<PolicyKey, u32>,
     /// Policies whose deletes wait for a freeze to end.
     deletes_wait: HashSet<PolicyKey>,
-    policies_listed: Listing<PolicyKey>,
-    backups_listed: Listing<(Arc<str>, String)>,
+    policies_listed: Listing,
+    backups_listed: Listing,
     /// How far the API server's clock is ahead, when that is more than clocks ordinarily differ.
     server_ahead: watch::Receiver<Option<SignedDuration>>,
     /// Snapshots that somebody else deletes.
     out_of_band: OutOfBand,
 }
 
-/// Where a watch stands with its list.
-#[derive(Debug)]
-struct Listing<K> {
-    seen: HashSet<K>,
-    done_once: bool,
+/// How a task ended.
+enum Done {
+    /// A whole pass.
+    Looked(Result<Applied, ApplyError>),
+    /// A planned start.
+    Started(Result<Started, ApplyError>),
 }
 
-impl<K> Default for Listing<K> {
-    fn default() -> Self {
-        Self { seen: HashSet::new(), done_once: false }
-    }
+/// Where a watch stands with its list.
+#[derive(Debug, Default)]
+struct Listing {
+    done_once: bool,
 }
 
 /// Runs until `shutdown` completes. Work that was begun is finished first.
@@ -171,7 +185,7 @@ pub async fn run(
     ended?;
     // What was begun is a created Backup without its noted slot, or half a retention pass: let it end.
     while let Some(done) = scheduler.tasks.join_next().await {
-        if let (key, Err(error)) = done? {
+        if let (key, Done::Looked(Err(error)) | Done::Started(Err(error))) = done? {
             tracing::warn!(policy = %key, %error, "a policy was left unfinished; the next process takes it up");
         }
     }
@@ -194,9 +208,10 @@ impl Scheduler {
             )),
             projection: Projection::default(),
             due: DueHeap::default(),
-            queue: VecDeque::new(),
-            queued: HashSet::new(),
+            queue: FairQueue::default(),
+            starts: FairQueue::default(),
             busy: HashMap::new(),
+            starting: 0,
             tasks: JoinSet::new(),
             failures: HashMap::new(),
             deletes_wait: HashSet::new(),
@@ -259,10 +274,10 @@ impl Scheduler {
         self.policies_listed.done_once && self.backups_listed.done_once && self.context.rules.listed()
     }
 
-    /// Until something is due, at most [`MAX_SLEEP`]. Nothing wakes a scheduler that has no room.
+    /// Until something is due, at most [`MAX_SLEEP`]. What is due already waits in a queue.
     fn sleep(&mut self) -> Duration {
         let now = self.now();
-        let due = if self.listed() && self.busy.len() < IN_FLIGHT { self.due.next_due() } else { None };
+        let due = if self.listed() { self.due.next_due() } else { None };
         let due = [due, self.out_of_band.next_due()].into_iter().flatten().min();
         let sleep = due.map_or(MAX_SLEEP, |due| due.duration_since(now).min(MAX_SLEEP));
         // A negative sleep is due now.
@@ -278,8 +293,8 @@ impl Scheduler {
         }
         self.term = term;
         self.due = DueHeap::default();
-        self.queue.clear();
-        self.queued.clear();
+        self.queue = FairQueue::default();
+        self.starts = FairQueue::default();
         self.failures.clear();
         self.deletes_wait.clear();
         if term.is_some() {
@@ -302,7 +317,7 @@ impl Scheduler {
         let next = self.due.first().map(|(key, due)| (key.clone(), due));
         let now = Progress {
             waiting: self.due.len(),
-            queued: self.queue.len(),
+            queued: self.queue.len() + self.starts.len(),
             busy: self.busy.len(),
             next,
             frozen: self.projection.frozen(),
@@ -321,11 +336,22 @@ impl Scheduler {
         }
         let now = self.now();
         while let Some(key) = self.due.pop_due(now) {
-            self.enqueue(key);
+            if self.planned(&key, now).is_some() {
+                self.starts.push(key);
+            } else {
+                self.enqueue(key);
+            }
         }
-        while self.busy.len() < IN_FLIGHT {
-            let Some(key) = self.queue.pop_front() else { return };
-            self.queued.remove(&key);
+        while self.starting < STARTS_IN_FLIGHT {
+            let Some(key) = self.starts.pop() else { break };
+            match self.planned(&key, now) {
+                Some((slot, uid)) => self.start(key, slot, uid),
+                None => self.enqueue(key),
+            }
+        }
+        let room = if self.starting == 0 { IN_FLIGHT } else { BESIDE_STARTS };
+        while self.busy.len() - self.starting < room {
+            let Some(key) = self.queue.pop() else { return };
             if !self.projection.has_policy(&key) {
                 continue;
             }
@@ -337,9 +363,31 @@ impl Scheduler {
             self.tasks.spawn(async move {
                 let seen = Seen { backups: &backups, fresh_failures, server_ahead };
                 let result = apply(&context, &key, &seen).await;
-                (key, result)
+                (key, Done::Looked(result))
             });
         }
+    }
+
+    /// Slot and UID of a policy whose planned start may be carried out now. Whatever else is to be decided about the policy
+    /// decides the start as well.
+    fn planned(&self, key: &PolicyKey, now: Timestamp) -> Option<(Timestamp, String)> {
+        if self.queue.contains(key) || self.busy.contains_key(key) {
+            return None;
+        }
+        let (plan, uid) = self.projection.planned(key)?;
+        plan.holds(now).then_some((plan.slot, uid))
+    }
+
+    fn start(&mut self, key: PolicyKey, slot: Timestamp, uid: String) {
+        self.starting += 1;
+        self.busy.insert(key.clone(), false);
+        // One plan, one start.
+        self.projection.plan(&key, None);
+        let context = self.context.clone();
+        self.tasks.spawn(async move {
+            let result = start(&context, &key, &uid, slot).await;
+            (key, Done::Started(result))
+        });
     }
 
     fn enqueue(&mut self, key: PolicyKey) {
@@ -348,14 +396,22 @@ impl Scheduler {
         }
         if let Some(dirty) = self.busy.get_mut(&key) {
             *dirty = true;
-        } else if self.queued.insert(key.clone()) {
-            self.queue.push_back(key);
+        } else {
+            let key = self.projection.own_key(&key);
+            self.queue.push(key);
         }
     }
 
     /// Takes the result of a task.
-    fn done(&mut self, key: PolicyKey, result: Result<Applied, ApplyError>) {
+    fn done(&mut self, key: PolicyKey, done: Done) {
         let dirty = self.busy.remove(&key).unwrap_or(false);
+        let result = match done {
+            Done::Looked(result) => result,
+            Done::Started(result) => {
+                self.starting -= 1;
+                return self.started(key, result, dirty);
+            }
+        };
         match result {
             // Whoever leads now, or we in our next term, looks at everything.
             Err(ApplyError::Deposed) => {}
@@ -363,6 +419,7 @@ impl Scheduler {
             Ok(applied) => {
                 self.failures.remove(&key);
                 self.projection.failures_noted(&key, applied.failures_noted);
+                self.projection.plan(&key, applied.plan);
                 match applied.wake_at {
                     Some(due) => self.due.set(key.clone(), due),
                     None => self.due.remove(&key),
@@ -386,24 +443,38 @@ impl Scheduler {
         self.resume_deletes();
     }
 
+    /// Takes the result of a planned start.
+    fn started(&mut self, key: PolicyKey, result: Result<Started, ApplyError>, dirty: bool) {
+        if self.term.is_none() {
+            return;
+        }
+        match result {
+            Ok(Started::Created) if !dirty => {
+                let shown = self.now().saturating_add(SHOWN_WITHIN).unwrap_or(Timestamp::MAX);
+                self.due.set(key, shown);
+            }
+            Ok(Started::Created | Started::Exists) => self.enqueue(key),
+            Err(ApplyError::Deposed) => {}
+            Err(error) => {
+                tracing::warn!(policy = %key, %error, "a backup could not be started at once; its policy is looked at");
+                self.enqueue(key);
+            }
+        }
+    }
+
     fn policy_event(&mut self, event: Event<DeserializeGuard<BackupPolicy>>) {
         match event {
-            Event::Init => self.policies_listed.seen.clear(),
-            Event::InitApply(DeserializeGuard(guarded)) => {
-                if let Ok(policy) = &guarded {
-                    self.policies_listed.seen.insert(PolicyKey::of(policy));
-                }
-                self.policy_applied(guarded.as_ref());
-            }
+            Event::Init => self.projection.policies_listing(),
             Event::InitDone => {
-                let seen = std::mem::take(&mut self.policies_listed.seen);
-                for key in self.projection.keep_policies(&seen) {
+                for key in self.projection.policies_listed() {
                     self.policy_gone(&key);
                 }
                 self.policies_listed.done_once = true;
                 self.all_listed();
             }
-            Event::Apply(DeserializeGuard(guarded)) => self.policy_applied(guarded.as_ref()),
+            Event::InitApply(DeserializeGuard(guarded)) | Event::Apply(DeserializeGuard(guarded)) => {
+                self.policy_applied(guarded.as_ref());
+            }
             Event::Delete(DeserializeGuard(guarded)) => {
                 let metadata = match &guarded {
                     Ok(policy) => &policy.metadata,
@@ -455,23 +526,17 @@ impl Scheduler {
 
     fn backup_event(&mut self, event: Event<DeserializeGuard<Backup>>) {
         match event {
-            Event::Init => self.backups_listed.seen.clear(),
-            Event::InitApply(DeserializeGuard(guarded)) => {
-                if let Ok(backup) = &guarded {
-                    let namespace = backup.metadata.namespace.as_deref().unwrap_or_default();
-                    self.backups_listed.seen.insert((namespace.into(), backup.name_any()));
-                }
-                self.backup_applied(guarded.as_ref());
-            }
+            Event::Init => self.projection.backups_listing(),
             Event::InitDone => {
-                let seen = std::mem::take(&mut self.backups_listed.seen);
-                for key in self.projection.keep_backups(&seen) {
+                for key in self.projection.backups_listed() {
                     self.backup_changed(Some(key));
                 }
                 self.backups_listed.done_once = true;
                 self.all_listed();
             }
-            Event::Apply(DeserializeGuard(guarded)) => self.backup_applied(guarded.as_ref()),
+            Event::InitApply(DeserializeGuard(guarded)) | Event::Apply(DeserializeGuard(guarded)) => {
+                self.backup_applied(guarded.as_ref());
+            }
             Event::Delete(DeserializeGuard(guarded)) => {
                 if let Ok(backup) = &guarded {
                     let touched = self.projection.backup_gone(backup);

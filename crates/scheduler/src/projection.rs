@@ -1,9 +1,9 @@
 //! What the scheduler remembers of the objects it watches: no whole object, only what decisions read.
 //!
-//! A policy costs its key, its UID and a heap entry; parsed schedules are shared between policies that write the
-//! same one. A Backup costs one [`BackupView`].
+//! A policy costs its key, its UID, its next start and a heap entry; parsed schedules are shared between policies that write the
+//! same one. A Backup costs less than a hundred bytes ([`packed`](crate::packed)) and is a [`BackupView`] while somebody looks.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,6 +13,8 @@ use stillpoint_api::backup::{Backup, BackupStatus, Phase, SUCCEEDED, Trigger};
 use stillpoint_api::evidence::Consistency;
 use stillpoint_api::policy::BackupPolicy;
 
+use crate::dispatch::Plan;
+use crate::packed::{Names, Packed, Uid};
 use crate::retention::Standing;
 
 /// Longest failure message that is remembered and copied to the policy.
@@ -74,18 +76,32 @@ pub struct Failure {
 /// What is known of the watched objects.
 #[derive(Debug, Default)]
 pub struct Projection {
-    policies: HashMap<PolicyKey, PolicyMark>,
-    backups: HashMap<PolicyKey, BTreeMap<String, BackupView>>,
+    policies: HashMap<PolicyKey, Known>,
+    backups: HashMap<PolicyKey, Packed>,
+    /// One of each list of applications.
+    names: Names<[String]>,
+    /// One of each namespace.
+    namespaces: Names<str>,
     /// Namespace and name of every Backup in its freeze, with or without a policy.
     freezing: HashSet<(Arc<str>, String)>,
     /// Runs that were seen to fail and are not in the policy's status yet.
     fresh_failures: HashMap<PolicyKey, u32>,
 }
 
+/// What is known of a policy.
+#[derive(Clone, Debug)]
+struct Known {
+    mark: PolicyMark,
+    /// Its next start, as it was decided.
+    plan: Option<Plan>,
+    /// The list that is under way showed it.
+    seen: bool,
+}
+
 /// What tells that a policy was changed by somebody else than us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct PolicyMark {
-    uid: Option<String>,
+    uid: Option<Uid>,
     generation: Option<i64>,
     /// The generation whose deletions somebody agreed to.
     agreed: Option<i64>,
@@ -211,8 +227,46 @@ impl Projection {
     /// Notes a policy. `true` when somebody changed its spec, agreed to its deletions, or it is new.
     pub fn policy_applied(&mut self, policy: &BackupPolicy) -> bool {
         let generation = policy.metadata.generation;
-        let mark = PolicyMark { uid: policy.uid(), generation, agreed: policy.deletions_agreed() };
-        self.policies.insert(PolicyKey::of(policy), mark.clone()) != Some(mark)
+        let uid = policy.metadata.uid.as_deref().map(Uid::of);
+        let mark = PolicyMark { uid, generation, agreed: policy.deletions_agreed() };
+        let key = self.own_key(&PolicyKey::of(policy));
+        match self.policies.get_mut(&key) {
+            Some(known) if known.mark == mark => {
+                known.seen = true;
+                false
+            }
+            Some(_) | None => {
+                self.policies.insert(key, Known { mark, plan: None, seen: true });
+                true
+            }
+        }
+    }
+
+    /// The key equal to `key` that is kept: what holds it holds no names of its own.
+    pub fn own_key(&mut self, key: &PolicyKey) -> PolicyKey {
+        if let Some((own, _)) = self.policies.get_key_value(key) {
+            return own.clone();
+        }
+        if let Some((own, _)) = self.backups.get_key_value(key) {
+            return own.clone();
+        }
+        PolicyKey { namespace: self.namespaces.intern(&key.namespace), name: key.name.clone() }
+    }
+
+    /// Notes the next start of a policy, as it was decided.
+    pub(crate) fn plan(&mut self, key: &PolicyKey, plan: Option<Plan>) {
+        if let Some(known) = self.policies.get_mut(key) {
+            known.plan = plan;
+        }
+    }
+
+    /// The start that was planned for a policy, with its UID: none while a run of it is not finished.
+    pub(crate) fn planned(&self, key: &PolicyKey) -> Option<(Plan, String)> {
+        let known = self.policies.get(key)?;
+        if self.backups.get(key).is_some_and(Packed::runs) {
+            return None;
+        }
+        Some((known.plan?, known.mark.uid.as_ref()?.text()))
     }
 
     /// Forgets a policy.
@@ -221,10 +275,15 @@ impl Projection {
         self.fresh_failures.remove(key);
     }
 
-    /// Keeps only the policies of `listed`; returns the keys of the others.
-    pub fn keep_policies(&mut self, listed: &HashSet<PolicyKey>) -> Vec<PolicyKey> {
-        let gone: Vec<PolicyKey> =
-            self.policies.keys().filter(|key| !listed.contains(key)).cloned().collect();
+    /// A list of policies begins.
+    pub fn policies_listing(&mut self) {
+        self.policies.values_mut().for_each(|known| known.seen = false);
+    }
+
+    /// The list has ended: what it did not show is gone. Their keys.
+    pub fn policies_listed(&mut self) -> Vec<PolicyKey> {
+        let unseen = self.policies.iter().filter(|(_, known)| !known.seen);
+        let gone: Vec<PolicyKey> = unseen.map(|(key, _)| key.clone()).collect();
         gone.iter().for_each(|key| self.policy_gone(key));
         gone
     }
@@ -241,7 +300,7 @@ impl Projection {
 
     /// Notes a Backup. Its policy when a decision may depend on what changed.
     pub fn backup_applied(&mut self, backup: &Backup) -> Option<PolicyKey> {
-        let mut view = BackupView::of(backup);
+        let view = BackupView::of(backup);
         let namespace: Arc<str> = backup.metadata.namespace.as_deref().unwrap_or_default().into();
         // A run without a policy freezes as well.
         let place = (namespace, view.name.clone());
@@ -250,12 +309,8 @@ impl Projection {
         } else {
             self.freezing.remove(&place)
         };
-        let key = Self::key_of(backup);
-        let known = self.backups.entry(key.clone()).or_default();
-        if let Some(same) = known.values().find(|known| known.applications == view.applications) {
-            view.applications = same.applications.clone();
-        }
-        let before = known.insert(view.name.clone(), view.clone());
+        let key = self.own_key(&Self::key_of(backup));
+        let before = self.backups.entry(key.clone()).or_default().insert(view.clone(), &mut self.names);
         let was_running = before.as_ref().is_some_and(|before| before.standing == Standing::Unfinished);
         if was_running && view.failure.is_some() && !key.name.is_empty() {
             *self.fresh_failures.entry(key.clone()).or_default() += 1;
@@ -280,44 +335,51 @@ impl Projection {
     }
 
     /// One Backup.
-    pub fn backup(&self, key: &PolicyKey, name: &str) -> Option<&BackupView> {
+    pub fn backup(&self, key: &PolicyKey, name: &str) -> Option<BackupView> {
         self.backups.get(key)?.get(name)
     }
 
     /// Every Backup.
-    pub fn every_backup(&self) -> impl Iterator<Item = (&PolicyKey, &BackupView)> {
-        self.backups.iter().flat_map(|(key, known)| known.values().map(move |view| (key, view)))
+    pub fn every_backup(&self) -> impl Iterator<Item = (&PolicyKey, BackupView)> {
+        self.backups.iter().flat_map(|(key, known)| known.views().map(move |view| (key, view)))
     }
 
     /// The Backup of this UID. `policy` is where it most likely is: labels are short, names may be longer.
     pub fn find(&self, namespace: &str, policy: &str, uid: &str) -> Option<(PolicyKey, String)> {
-        let of = |key: &PolicyKey, known: &BTreeMap<String, BackupView>| {
-            known.values().find(|view| view.uid == uid).map(|view| (key.clone(), view.name.clone()))
+        let of = |key: &PolicyKey, known: &Packed| {
+            known.views().find(|view| view.uid == uid).map(|view| (key.clone(), view.name))
         };
         let likely = PolicyKey::new(namespace, policy);
-        let found = self.backups.get(&likely).and_then(|known| of(&likely, known));
+        let found = self.backups.get_key_value(&likely).and_then(|(key, known)| of(key, known));
         let elsewhere = || self.backups.iter().filter(|(key, _)| &*key.namespace == namespace);
         found.or_else(|| elsewhere().find_map(|(key, known)| of(key, known)))
     }
 
-    /// Keeps only the Backups of `listed`; returns the policies of the others.
-    pub fn keep_backups(&mut self, listed: &HashSet<(Arc<str>, String)>) -> Vec<PolicyKey> {
-        self.freezing.retain(|place| listed.contains(place));
+    /// A list of Backups begins.
+    pub fn backups_listing(&mut self) {
+        self.backups.values_mut().for_each(Packed::forget_seen);
+    }
+
+    /// The list has ended: what it did not show is gone. The policies of those.
+    pub fn backups_listed(&mut self) -> Vec<PolicyKey> {
         let mut touched = Vec::new();
         self.backups.retain(|key, known| {
-            let before = known.len();
-            known.retain(|name, _| listed.contains(&(key.namespace.clone(), name.clone())));
-            if known.len() != before {
+            if known.keep_seen() {
                 touched.push(key.clone());
             }
             !known.is_empty()
         });
+        let freezing = self.every_backup().filter(|(_, view)| view.freezing);
+        self.freezing = freezing.map(|(key, view)| (key.namespace.clone(), view.name)).collect();
         touched
     }
 
-    /// The Backups of a policy.
+    /// The Backups of a policy, by name.
     pub fn backups(&self, key: &PolicyKey) -> Vec<BackupView> {
-        self.backups.get(key).map(|known| known.values().cloned().collect()).unwrap_or_default()
+        let mut views: Vec<BackupView> =
+            self.backups.get(key).map(|known| known.views().collect()).unwrap_or_default();
+        views.sort_by(|one, other| one.name.cmp(&other.name));
+        views
     }
 
     /// Whether any Backup of the cluster is in its freeze.

@@ -78,6 +78,8 @@ pub struct Outcome {
     pub notes: Vec<Note>,
     /// Look again at this time although nothing happened.
     pub wake_at: Option<Timestamp>,
+    /// The next slot and when it is due, while nothing stands in the way of deciding it like any other.
+    pub next: Option<(Timestamp, Timestamp)>,
 }
 
 /// A Backup to create.
@@ -295,8 +297,17 @@ pub fn reconcile(observed: &Observed<'_>, now: Timestamp) -> Outcome {
     set_conditions(&mut status, observed, &slots, expired.held_back, now);
 
     let wake_at = [slots.look_again, rpo_changes].into_iter().flatten().min();
+    let ordinary = slots.queued.is_none() && in_force.initial.is_none() && slots.clock == ClockView::Sane;
     let notes = notes(observed, &before, &slots, expired.held_back, &cancel);
-    Outcome { start: slots.start, cancel, notes, status, delete: expired.delete, wake_at }
+    Outcome {
+        start: slots.start,
+        cancel,
+        notes,
+        status,
+        delete: expired.delete,
+        wake_at,
+        next: slots.next.filter(|_| ordinary),
+    }
 }
 
 /// What retention comes to.

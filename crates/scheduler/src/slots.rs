@@ -449,7 +449,7 @@ pub fn backup_name(policy: &str, policy_uid: &str, slot: Timestamp) -> String {
     format!("{prefix}-{uid}-{}", base36(slot.as_second().max(0).unsigned_abs() / 60))
 }
 
-fn base36(mut number: u64) -> String {
+pub(crate) fn base36(mut number: u64) -> String {
     let mut digits = Vec::new();
     loop {
         digits.push(char::from_digit(u32::try_from(number % 36).unwrap_or(0), 36).unwrap_or('0'));

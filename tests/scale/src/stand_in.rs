@@ -58,6 +58,9 @@ pub fn serve() -> Outcome<bool> {
         let options = SimOptions {
             history: HISTORY,
             record: Some("backups".to_owned()),
+            // The points have no snapshots here, and without this API nobody misses them.
+            snapshot_api: false,
+            group_api: false,
             ..SimOptions::api_only(&root)
         };
         let cluster = SimCluster::start(options).await.present("start the embedded API server")?;

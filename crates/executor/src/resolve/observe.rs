@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
-use stillpoint_api::backup::Backup;
+use stillpoint_api::backup::{Backup, POLICY_LABEL};
 use stillpoint_api::group_snapshot::{VolumeGroupSnapshot, VolumeGroupSnapshotClass};
 use stillpoint_api::policy::{Application, BackupPolicy, TemplateKind, TemplateRef};
 use stillpoint_api::rule::ProtectionRule;
@@ -17,7 +17,7 @@ use super::choose::Roles;
 use super::pods::{list_all, list_pods};
 use super::stages::VolumePaths;
 use super::window::{Measured, measured};
-use crate::context::{Context, HOOKS_ACCOUNT, bounded};
+use crate::context::{Context, HOOKS_ACCOUNT, RequestError, bounded};
 use crate::rules;
 
 /// Annotation of a pod that names its ClusterHookTemplate.
@@ -65,6 +65,9 @@ pub struct ObservedApplication {
     pub claims: BTreeMap<String, (PersistentVolumeClaim, Option<PersistentVolume>)>,
 }
 
+/// Backups of a namespace that are read for what they measured, when the policy itself has none.
+const MEASURED_PAGE: u32 = 100;
+
 /// Reads everything that a run needs.
 ///
 /// # Errors
@@ -110,11 +113,30 @@ pub async fn observe(context: &Context, backup: &Backup) -> Result<Observed, Ref
     }
     observed.pods = list_all(context, &namespace).await.map_err(|error| Refusal::request(&error))?;
     group_snapshots(context, &namespace, &mut observed).await?;
-    let finished: Api<Backup> = Api::namespaced(context.client.clone(), &namespace);
-    let finished = bounded("list the backups of the namespace", finished.list(&ListParams::default())).await;
-    let finished = finished.map_err(|error| Refusal::request(&error))?.items;
-    observed.measured = measured(&finished, context.clock.wall());
+    let finished = finished(context, &namespace, backup.policy_name()).await;
+    observed.measured = measured(&finished.map_err(|error| Refusal::request(&error))?, context.clock.wall());
     Ok(observed)
+}
+
+/// Runs that may have measured the storage path: those of the policy, by label; where it has none, a page of the namespace's.
+/// A namespace may hold a hundred thousand Backups with their evidence, and every run asks.
+async fn finished(
+    context: &Context,
+    namespace: &str,
+    policy: Option<&str>,
+) -> Result<Vec<Backup>, RequestError> {
+    let api: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
+    // A longer name is no label value.
+    if let Some(policy) = policy.filter(|name| name.len() <= 63) {
+        let own = ListParams::default().labels(&format!("{POLICY_LABEL}={policy}"));
+        let own = bounded("list the backups of the policy", api.list(&own)).await?.items;
+        // The Backup that asks is one of them.
+        if own.len() > 1 {
+            return Ok(own);
+        }
+    }
+    let page = ListParams::default().limit(MEASURED_PAGE);
+    Ok(bounded("list backups of the namespace", api.list(&page)).await?.items)
 }
 
 async fn optional<K>(api: &Api<K>, kind: &str, name: &str) -> Result<Option<K>, Refusal>
