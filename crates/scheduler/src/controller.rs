@@ -47,6 +47,9 @@ const STARTS_IN_FLIGHT: usize = 32;
 /// Policies that are worked on at once while starts wait: a herd comes first, and an edit still gets through.
 const BESIDE_STARTS: usize = 2;
 
+/// Objects per page of a list: Backups with their evidence take tens of KiB each in memory, and a page is there whole.
+const PAGE: u32 = 100;
+
 /// Within this time the watch shows a Backup that was created; else its policy is looked at without.
 const SHOWN_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
@@ -164,10 +167,12 @@ pub async fn run(
 ) -> Result<(), SchedulerError> {
     let policies = watcher(
         Api::<DeserializeGuard<BackupPolicy>>::all(context.client.clone()),
-        watcher::Config::default(),
+        watcher::Config::default().page_size(PAGE),
     );
-    let backups =
-        watcher(Api::<DeserializeGuard<Backup>>::all(context.client.clone()), watcher::Config::default());
+    let backups = watcher(
+        Api::<DeserializeGuard<Backup>>::all(context.client.clone()),
+        watcher::Config::default().page_size(PAGE),
+    );
     let (ahead, server_ahead) = watch::channel(None);
     let server_clock =
         tokio::spawn(server_clock::watch(context.client.clone(), context.clock.clone(), ahead));

@@ -2,6 +2,8 @@
 
 #[path = "controller/out_of_band_tests.rs"]
 mod out_of_band;
+#[path = "controller/planned_tests.rs"]
+mod planned;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -151,6 +153,7 @@ type Streams = (mpsc::UnboundedReceiver<Guarded<BackupPolicy>>, mpsc::UnboundedR
 struct World {
     server: Arc<Mutex<Server>>,
     scheduler: Scheduler,
+    clock: Arc<ManualClock>,
     ready: watch::Receiver<bool>,
     policies: mpsc::UnboundedSender<Guarded<BackupPolicy>>,
     backups: mpsc::UnboundedSender<Guarded<Backup>>,
@@ -167,7 +170,7 @@ impl World {
         let context = SchedulerContext {
             client: client(&server),
             leadership: Leadership::alone(clock.clone()),
-            clock,
+            clock: clock.clone(),
             cluster_uid: "cluster".to_owned(),
             ready,
             progress: watch::Sender::default(),
@@ -179,6 +182,7 @@ impl World {
         Self {
             server,
             scheduler,
+            clock,
             ready: watched,
             policies,
             backups,
