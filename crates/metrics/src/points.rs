@@ -18,7 +18,6 @@ pub(crate) struct BackupProjection {
     pub state: PointState,
     pub held: bool,
     pub point: Option<Timestamp>,
-    /// Of one that is not finished.
     pub started: Option<Timestamp>,
     pub frozen_since: Option<Timestamp>,
     pub left_quiesced: bool,
@@ -68,8 +67,8 @@ struct Row {
     left_quiesced: bool,
     /// The list that is under way showed it.
     seen: bool,
-    /// Of a run that is not finished: its start, and since when it is frozen.
-    running: Option<Box<[Option<Timestamp>; 2]>>,
+    started: i64,
+    frozen_since: i64,
 }
 
 impl Ids {
@@ -83,7 +82,6 @@ impl Points {
     /// Notes a Backup.
     pub(crate) fn insert(&mut self, id: Id, backup: BackupProjection) {
         let micros = |at: Option<Timestamp>| at.map_or(NEVER, |at| at.as_microsecond());
-        let running = [backup.started.filter(|_| backup.state == PointState::Pending), backup.frozen_since];
         let same = self.rows.iter().find(|known| known.claims == backup.claims);
         let row = Row {
             id,
@@ -98,7 +96,8 @@ impl Points {
             held: backup.held,
             left_quiesced: backup.left_quiesced,
             seen: true,
-            running: running.iter().any(Option::is_some).then(|| Box::new(running)),
+            started: micros(backup.started),
+            frozen_since: micros(backup.frozen_since),
         };
         match self.rows.iter_mut().find(|known| known.id == id) {
             Some(known) => *known = row,
@@ -147,21 +146,18 @@ impl Points {
         let time = |micros: i64| {
             (micros != NEVER).then(|| Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX))
         };
-        self.rows.iter().map(move |row| {
-            let [started, frozen_since] = row.running.as_deref().copied().unwrap_or_default();
-            BackupProjection {
-                state: row.state,
-                held: row.held,
-                point: time(row.point),
-                started,
-                frozen_since,
-                left_quiesced: row.left_quiesced,
-                freeze: time(row.freeze_at).map(|at| (at, row.freeze_seconds)),
-                finished: time(row.finished),
-                cut_spread: (!row.cut_spread.is_nan()).then_some(row.cut_spread),
-                restore_bytes: row.restore_bytes,
-                claims: Arc::clone(&row.claims),
-            }
+        self.rows.iter().map(move |row| BackupProjection {
+            state: row.state,
+            held: row.held,
+            point: time(row.point),
+            started: time(row.started),
+            frozen_since: time(row.frozen_since),
+            left_quiesced: row.left_quiesced,
+            freeze: time(row.freeze_at).map(|at| (at, row.freeze_seconds)),
+            finished: time(row.finished),
+            cut_spread: (!row.cut_spread.is_nan()).then_some(row.cut_spread),
+            restore_bytes: row.restore_bytes,
+            claims: Arc::clone(&row.claims),
         })
     }
 }
@@ -192,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backup_comes_out_as_it_went_in_and_a_finished_one_is_small() {
+    fn a_backup_comes_out_as_it_went_in_and_is_small() {
         let at: Timestamp = "2026-11-21T02:00:01.123456Z".parse().unwrap();
         let ready = BackupProjection {
             state: PointState::Ready,
@@ -223,7 +219,7 @@ mod tests {
         points.insert(ids.of("b"), ready.clone());
         points.insert(ids.of("b"), running.clone());
         assert_eq!(points.iter().collect::<Vec<_>>(), [ready.clone(), running]);
-        assert!(size_of::<Row>() <= 96 && points.rows[0].running.is_none());
+        assert!(size_of::<Row>() <= 96);
         points.forget_seen();
         points.insert(ids.of("b"), ready.clone());
         points.keep_seen();
