@@ -309,7 +309,9 @@ impl Api {
                 body.push(',');
             }
             match item {
-                Held::Text(text) if !metadata_only && !resource.is_event_alias() => body.push_str(text),
+                Held::Text(loaded) if !metadata_only && !resource.is_event_alias() => {
+                    body.push_str(&loaded.text)
+                }
                 Held::Text(_) | Held::Parsed(_) => {
                     body.push_str(&outward(resource, &item.value(), metadata_only).to_string());
                 }

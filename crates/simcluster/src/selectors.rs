@@ -40,6 +40,11 @@ impl Selectors {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
+    /// Whether labels alone decide.
+    pub fn only_labels(&self) -> bool {
+        self.fields.is_empty()
+    }
+
     /// Whether `object` is selected.
     pub fn matches(&self, object: &Value) -> bool {
         let labels = &object["metadata"]["labels"];

@@ -234,7 +234,7 @@ impl Store {
             if outside(&place.0) {
                 break;
             }
-            if !scope.selectors.is_empty() && !scope.selectors.matches(&object.value()) {
+            if !scope.selectors.is_empty() && !object.is_selected(&scope.selectors) {
                 continue;
             }
             if limit > 0 && items.len() == limit {

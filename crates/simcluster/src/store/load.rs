@@ -1,10 +1,11 @@
 //! What scale runs need and no API has: many objects at once, as they are, and the instants of creations.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::held::Loaded;
 use super::{ChangeKind, Held, Store};
 use crate::error::ApiError;
 use crate::resources::Resource;
@@ -48,7 +49,7 @@ impl Store {
         }
         inner.index(&(name.clone(), key.0.clone(), key.1.clone()), &object, ChangeKind::Added);
         let table = inner.table(&name);
-        table.objects.insert(key, Held::Text(object.to_string().into()));
+        table.objects.insert(key, Held::Text(Arc::new(Loaded::of(&object))));
         table.history.clear();
         table.forgotten = version;
         Ok(())
