@@ -6,6 +6,7 @@ use stillpoint_api::backup::{BackupStatus, Phase};
 use stillpoint_api::evidence::ContainerState;
 
 use super::faults::Fault;
+use super::ownership::Holder;
 use super::storage::{Asked, Content};
 use super::world::{Happening, TaskId, World};
 use super::{MS, Micros, S};
@@ -58,15 +59,24 @@ pub enum Request {
     Lock {
         /// What is locked.
         key: String,
-        /// The run that locks it.
-        owner: String,
+        /// The run that locks it, and the replica that works on it.
+        holder: Holder,
     },
-    /// Delete a workload lock, if it is the run's.
+    /// Make a workload lock another replica's, if it is still that version.
+    TakeLock {
+        /// What is locked.
+        key: String,
+        /// The version that was read.
+        version: u64,
+        /// The replica.
+        replica: String,
+    },
+    /// Delete a workload lock, if it is still that version.
     Unlock {
         /// What is locked.
         key: String,
-        /// The run.
-        owner: String,
+        /// The version that was read.
+        version: u64,
     },
     /// Create a snapshot.
     Post(Asked),
@@ -83,6 +93,16 @@ pub enum Request {
     Look(String),
     /// Read the pods of the workload.
     Pods,
+}
+
+/// A workload lock as stored. What takes it over or removes it names its version: a request that was slow changes nothing that
+/// was written after it.
+#[derive(Clone, Debug)]
+pub struct Locked {
+    /// Whose it is.
+    pub holder: Holder,
+    /// Its version, which no other lock ever had.
+    pub version: u64,
 }
 
 /// A snapshot as it is read.
@@ -118,8 +138,10 @@ pub enum Answer {
     Backup(u64, Box<BackupStatus>, bool),
     /// Written; the new version.
     Written(u64),
-    /// It changed since, or exists already; who has it, where that is known.
-    Conflict(String),
+    /// It changed since, or exists already.
+    Conflict,
+    /// The lock exists already.
+    Locked(Locked),
     /// There is no such thing.
     NotFound,
     /// Every Lease: name and renewals.
@@ -146,8 +168,9 @@ pub struct ApiServer {
     pub backups: Vec<Stored>,
     /// Leases of replicas: renewals.
     pub leases: BTreeMap<String, u64>,
-    /// Workload locks: what, and which run.
-    pub locks: BTreeMap<String, String>,
+    /// Workload locks by what they lock.
+    pub locks: BTreeMap<String, Locked>,
+    lock_versions: u64,
     /// Nothing is served before.
     pub down_until: Micros,
     pending: BTreeMap<u64, Pending>,
@@ -158,6 +181,17 @@ impl ApiServer {
     /// A server with Backups that do not exist yet.
     pub fn new(backups: usize) -> Self {
         Self { backups: vec![Stored::default(); backups], ..Self::default() }
+    }
+
+    fn lock_version(&mut self) -> u64 {
+        self.lock_versions += 1;
+        self.lock_versions
+    }
+
+    /// The locks of a run, and what they lock.
+    pub fn locks_of(&self, run: &str) -> Vec<(String, Locked)> {
+        let ours = self.locks.iter().filter(|(_, lock)| lock.holder.backup_uid == run);
+        ours.map(|(key, lock)| (key.clone(), lock.clone())).collect()
     }
 
     /// Who asked.
@@ -243,7 +277,7 @@ impl World {
                 }
                 if stored.version != version {
                     self.coverage.outcome("status write in conflict");
-                    return Answer::Conflict(stored.status.executor.clone().unwrap_or_default());
+                    return Answer::Conflict;
                 }
                 self.check_journal(backup, &status);
                 let stored = &mut self.api.backups[backup];
@@ -262,25 +296,42 @@ impl World {
                 *self.api.leases.entry(name).or_default() += 1;
                 Answer::Leases(self.api.leases.clone())
             }
-            Request::Lock { key, owner } => match self.api.locks.get(&key) {
-                Some(other) => Answer::Conflict(other.clone()),
+            Request::Lock { key, holder } => match self.api.locks.get(&key) {
+                Some(existing) => Answer::Locked(existing.clone()),
                 None => {
-                    self.api.locks.insert(key, owner);
+                    let version = self.api.lock_version();
+                    self.api.locks.insert(key, Locked { holder, version });
                     Answer::Done
                 }
             },
-            Request::Unlock { key, owner } => {
-                if self.api.locks.get(&key) == Some(&owner) {
-                    self.api.locks.remove(&key);
+            Request::TakeLock { key, version, replica } => {
+                let next = self.api.lock_version();
+                match self.api.locks.get_mut(&key) {
+                    Some(lock) if lock.version == version => {
+                        lock.holder.replica = replica;
+                        lock.version = next;
+                        Answer::Done
+                    }
+                    Some(_) => Answer::Conflict,
+                    None => Answer::NotFound,
+                }
+            }
+            Request::Unlock { key, version } => {
+                match self.api.locks.get(&key) {
+                    Some(lock) if lock.version == version => {
+                        self.api.locks.remove(&key);
+                    }
+                    Some(_) => self.coverage.outcome("slow release of a lock that was taken anew"),
+                    None => {}
                 }
                 Answer::Done
             }
             Request::Post(asked) => {
                 if self.happens(Fault::NameTaken, 250) {
-                    return Answer::Conflict(String::new());
+                    return Answer::Conflict;
                 }
                 if self.snapshots.iter().any(|one| one.exists && one.name == asked.name) {
-                    return Answer::Conflict(String::new());
+                    return Answer::Conflict;
                 }
                 let replica = replica.min(self.replicas.len() - 1);
                 Answer::Created(self.create_snapshot(asked, replica))

@@ -16,7 +16,7 @@ use super::attempt;
 use super::faults::Milestone;
 use super::journal::{Journal, JournalFailure};
 use super::mutations::Mutation;
-use super::ownership::{Claim, Decision, Timing, decide, decide_lock, holder_ends};
+use super::ownership::{Claim, Decision, Holder, Timing, decide, decide_lock, holder_ends, run_of};
 use super::resolve;
 use super::runtime::Handle;
 use super::settle;
@@ -264,7 +264,9 @@ impl Conductor<'_> {
             Claim::Theirs { .. } => Err(JournalFailure::Disowned),
             Claim::Take | Claim::TakeOver { .. } => {
                 self.handle.with(|world| world.coverage.outcome("run taken over"));
-                self.write(WRITE_WITHIN, |status| status.executor = Some(us.clone())).await
+                self.write(WRITE_WITHIN, |status| status.executor = Some(us.clone())).await?;
+                self.take_locks_over().await;
+                Ok(())
             }
         }
     }
@@ -318,15 +320,23 @@ impl Conductor<'_> {
     }
 
     async fn lock(&self, key: &str) -> Result<(), Failure> {
-        let owner = format!("backup-{}", self.backup);
-        let request = Request::Lock { key: key.to_owned(), owner: owner.clone() };
-        let existing = match self.handle.request(request).await {
+        let (run, replica) = (run_of(self.backup), self.identity());
+        let holder = Holder { backup_uid: run.clone(), replica: replica.clone(), backup: run.clone() };
+        let existing = match self.handle.request(Request::Lock { key: key.to_owned(), holder }).await {
             Some(Answer::Done) => return Ok(()),
-            Some(Answer::Conflict(other)) => other,
+            Some(Answer::Locked(existing)) => existing,
             _ => return Err(("Interrupted", true)),
         };
-        match decide_lock(&existing, &owner) {
-            Decision::Take | Decision::Ours | Decision::TakeOver => Ok(()),
+        match decide_lock(Some(&existing.holder), &run, &replica) {
+            Decision::Take | Decision::Ours => Ok(()),
+            Decision::TakeOver => {
+                let version = existing.version;
+                let take = Request::TakeLock { key: key.to_owned(), version, replica };
+                match self.handle.request(take).await {
+                    Some(Answer::Done) => Ok(()),
+                    _ => Err(("Interrupted", true)),
+                }
+            }
             Decision::Busy { .. } => {
                 self.handle.with(|world| world.coverage.outcome("workload busy"));
                 Err(("WorkloadBusy", true))
@@ -334,21 +344,33 @@ impl Conductor<'_> {
         }
     }
 
+    /// Makes every workload lock of the run this replica's. An owner that was only stopped can release none of them then.
+    async fn take_locks_over(&self) {
+        let replica = self.identity();
+        for (key, lock) in self.handle.with(|world| world.api.locks_of(&run_of(self.backup))) {
+            let take = Request::TakeLock { key, version: lock.version, replica: replica.clone() };
+            while lock.holder.replica != replica && self.handle.request(take.clone()).await.is_none() {
+                if self.rest(BETWEEN_ATTEMPTS).await {
+                    return;
+                }
+            }
+        }
+    }
+
     /// Releases the workload: nothing is frozen there any more.
     async fn release_locks(&self) {
-        let owner = format!("backup-{}", self.backup);
-        let ours: Vec<String> = self.handle.with(|world| {
-            let locks = world.api.locks.iter();
-            locks.filter(|(_, by)| **by == owner).map(|(key, _)| key.clone()).collect()
-        });
-        for key in ours {
+        let replica = self.identity();
+        for (key, lock) in self.handle.with(|world| world.api.locks_of(&run_of(self.backup))) {
+            if lock.holder.replica != replica {
+                continue;
+            }
             let mut tries = 0;
-            while self
-                .handle
-                .request(Request::Unlock { key: key.clone(), owner: owner.clone() })
-                .await
-                .is_none()
-                && tries < 20
+            while tries < 20
+                && self
+                    .handle
+                    .request(Request::Unlock { key: key.clone(), version: lock.version })
+                    .await
+                    .is_none()
             {
                 tries += 1;
                 self.handle.sleep(Duration::from_secs(1)).await;

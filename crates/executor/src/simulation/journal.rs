@@ -62,7 +62,7 @@ impl Journal {
                     (ours.version, ours.status) = (version, wanted);
                     return Ok(());
                 }
-                Some(Answer::Conflict(_)) if conflicts < MAX_CONFLICTS => {
+                Some(Answer::Conflict) if conflicts < MAX_CONFLICTS => {
                     conflicts += 1;
                     if Self::read_again(journal, handle, &wanted).await? {
                         handle.with(|world| world.coverage.outcome("write whose answer was lost"));

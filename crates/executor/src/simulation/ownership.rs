@@ -7,8 +7,7 @@ use stillpoint_api::backup::BackupStatus;
 pub use crate::ownership::claim::{Claim, decide};
 pub use crate::ownership::peers::{Peers, Sighting};
 use crate::ownership::sweeper::{self, Ours};
-use crate::ownership::workload;
-pub use crate::ownership::workload::{Decision, Workload, workloads};
+pub use crate::ownership::workload::{Decision, Holder, Workload, decide as decide_lock, workloads};
 pub use crate::ownership::{OwnLease, Timing};
 
 /// How long a holder's deadline is waited for when nothing can be asked.
@@ -16,10 +15,9 @@ pub fn holder_ends(timing: &Timing, max_hold: Duration) -> Duration {
     max_hold + timing.past_promise
 }
 
-/// What a run may do with a lock that `existing` has.
-pub fn decide_lock(existing: &str, owner: &str) -> Decision {
-    let holder = workload::Holder { backup_uid: existing.to_owned(), ..workload::Holder::default() };
-    workload::decide(Some(&holder), owner, "")
+/// The run of a Backup, as its workload locks name it.
+pub fn run_of(backup: usize) -> String {
+    format!("backup-{backup}")
 }
 
 /// Whether a snapshot is left over.

@@ -8,7 +8,7 @@ use super::S;
 use super::api::{Answer, Request};
 use super::conductor::work;
 use super::mutations::Mutation;
-use super::ownership::{OwnLease, Sighting, Timing, stray};
+use super::ownership::{OwnLease, Sighting, Timing, run_of, stray};
 use super::runtime::Handle;
 use super::world::{Work, World};
 use crate::run::Event;
@@ -121,6 +121,8 @@ async fn sweeper(handle: Handle) {
 }
 
 async fn sweep(handle: &Handle, backup: usize) {
+    // What is ours first and the Backup after it, as the product does: a run that begins meanwhile has nothing in these lists.
+    let locks = handle.with(|world| world.api.locks_of(&run_of(backup)));
     let Some(Answer::Snapshots(found)) = handle.request(Request::List { backup, attempt: None }).await else {
         return;
     };
@@ -131,14 +133,9 @@ async fn sweep(handle: &Handle, backup: usize) {
     };
     if status.as_ref().is_none_or(|status| matches!(status.phase, Phase::Succeeded | Phase::Failed)) {
         // What a run that is over left behind: it ended only after its holds were thawed or proven gone.
-        let owner = format!("backup-{backup}");
-        let left: Vec<String> = handle.with(|world| {
-            let locks = world.api.locks.iter();
-            locks.filter(|(_, by)| **by == owner).map(|(key, _)| key.clone()).collect()
-        });
-        for key in left {
+        for (key, lock) in locks {
             handle.with(|world| world.coverage.outcome("left-over workload lock swept"));
-            handle.request(Request::Unlock { key, owner: owner.clone() }).await;
+            handle.request(Request::Unlock { key, version: lock.version }).await;
         }
     }
     for snapshot in found {

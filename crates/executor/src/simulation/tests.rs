@@ -71,6 +71,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (5994, "a holder that was killed while its thaw failed"),
     (43_461, "a driver's old handle, shown to the watch, was replaced by a new one and taken for a cut"),
     (96_976, "snapshots that never became ready were waited for one after the other, each as long as all"),
+    (
+        288_407,
+        "a sweeper that had asked for a run before it began removed the workload lock that it took since",
+    ),
     (266_191, "what a stopped process judged after another had removed the snapshot was taken for a verdict"),
 ];
 
