@@ -20,20 +20,21 @@ faults ?=
 bench ?=
 cases ?=
 
-# Debian's promtool, unpacked instead of installed: the package would start a Prometheus. It needs no root.
+# Debian's Prometheus and Alertmanager, unpacked instead of installed: the packages would start services. It needs no root.
+define unpack-prometheus
+tools=$$(realpath -m "$${CARGO_TARGET_DIR:-target}/prometheus")
+for package in prometheus prometheus-alertmanager; do
+  [ ! -x "$$tools/usr/bin/$$package" ] || continue
+  mkdir -p "$$tools"
+  (cd "$$tools" && { apt-get download -q $$package || { $(root) apt-get update -qq && apt-get download -q $$package; }; })
+  dpkg-deb -x "$$tools"/$${package}_*.deb "$$tools"
+done
+endef
+
 define check-rules
-promtool=$$(command -v promtool || true)
-if [ -z "$$promtool" ]; then
-  tools=$$(realpath -m "$${CARGO_TARGET_DIR:-target}/promtool")
-  promtool=$$tools/usr/bin/promtool
-  if [ ! -x "$$promtool" ]; then
-    mkdir -p "$$tools"
-    (cd "$$tools" && { apt-get download -q prometheus || { $(root) apt-get update -qq && apt-get download -q prometheus; }; })
-    dpkg-deb -x "$$tools"/prometheus_*.deb "$$tools"
-  fi
-fi
-"$$promtool" check rules dashboards/rules/*.yaml
-"$$promtool" test rules dashboards/rules/tests/*.yaml
+$(unpack-prometheus)
+"$$tools/usr/bin/promtool" check rules dashboards/rules/*.yaml
+"$$tools/usr/bin/promtool" test rules dashboards/rules/tests/*.yaml
 endef
 
 run-demo = $(cargo) run --locked -p stillpoint --features demo -- demo
@@ -131,6 +132,7 @@ e2e: setup ## End-to-end tests on the real cluster; one that it started is ended
 	$(static-binary)
 	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e --test faults
 	$(cargo) test --locked --no-run -p stillpoint-api --test server
+	$(unpack-prometheus)
 	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
 	$(start-cluster)
 	eval "$$($(root) $(cluster) env)"

@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, reason = "a test binary has no readers of its API")]
 
+mod alerts;
 mod blockers;
 mod drivers;
 mod election;
@@ -54,6 +55,7 @@ macro_rules! cases {
 const CASES: &[Case] = cases![
     "crds-install-and-samples-are-not-pruned" => install::definitions_and_samples,
     "the-server-refuses-an-unknown-field" => install::unknown_field,
+    "alerts-a-policy-begins-to-miss-its-objective" => alerts::begin [Process: "Prometheus runs on the machine and scrapes a process there"],
     "story-postgres-under-load-is-application-consistent" => postgres::proven_under_load,
     "story-postgres-restored-copy-is-exact" => postgres::restored_copy_is_exact,
     "story-mariadb-default-settings-grade-lock" => mariadb::grade_lock,
@@ -64,12 +66,6 @@ const CASES: &[Case] = cases![
     "a-statement-in-the-way-is-ended-where-the-policy-asks" => blockers::ended,
     "control-a-late-cut-is-seen" => mariadb::late_cut_is_seen,
     "story-postgres-every-minute-and-rpo-on-metrics" => postgres::every_minute,
-    "sigkill-while-held" => interruption::killed_while_held,
-    "sigterm-while-held-thaws-first" => interruption::terminated_while_held,
-    "election-the-leader-is-killed" => election::killed_leader [Process: "it starts a second controller; of the Deployment the leader is killed by in-cluster-…"],
-    "in-cluster-what-runs-is-restricted" => incluster::restricted [InCluster: "it looks at the Deployment's pods"],
-    "in-cluster-the-leader-is-drained-in-mid-freeze" => incluster::drained [InCluster: "a process is on no node"],
-    "in-cluster-the-leader-is-killed" => incluster::killed [InCluster: "election-… kills a process that leads"],
     "permissions-table" => permissions::table,
     "permissions-of-the-controller" => permissions::controller,
     "refused-schedules" => faults::refused_schedules,
@@ -91,6 +87,14 @@ const CASES: &[Case] = cases![
     "doctor-names-the-throttle-that-runs-measured" => drivers::doctor_names_the_throttle,
     "storage-refuses-the-snapshot" => faults::storage_refuses,
     "freeze-windows" => figures::freeze_windows [Process: "it measures the memory of one process"],
+    "alerts-the-page-arrives-and-is-resolved" => alerts::paged_and_resolved [Process: "Prometheus runs on the machine and scrapes a process there"],
+    "alerts-a-day-of-25-hours-pages-nobody" => alerts::long_day [Process: "it needs no controller"],
+    "sigkill-while-held" => interruption::killed_while_held,
+    "sigterm-while-held-thaws-first" => interruption::terminated_while_held,
+    "election-the-leader-is-killed" => election::killed_leader [Process: "it starts a second controller; of the Deployment the leader is killed by in-cluster-…"],
+    "in-cluster-what-runs-is-restricted" => incluster::restricted [InCluster: "it looks at the Deployment's pods"],
+    "in-cluster-the-leader-is-drained-in-mid-freeze" => incluster::drained [InCluster: "a process is on no node"],
+    "in-cluster-the-leader-is-killed" => incluster::killed [InCluster: "election-… kills a process that leads"],
     "retention-deletes-data" => retention::retention_deletes_data,
     "deleting-a-backup-deletes-its-data" => retention::deletion,
     "deleting-a-backup-without-its-snapshot-deletes-its-data" => retention::deletion_after_its_snapshot,

@@ -324,13 +324,13 @@ async fn write_kubeconfig(cluster: &Cluster, file: &Path, network: Option<&Netwo
 }
 
 /// A port that is free now.
-fn free_address() -> Outcome<SocketAddr> {
+pub(crate) fn free_address() -> Outcome<SocketAddr> {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     Ok(listener.local_addr()?)
 }
 
 /// GET over plain HTTP: status and body.
-async fn get(address: SocketAddr, path: &str) -> Outcome<(u16, String)> {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Outcome<(u16, String)> {
     let exchange = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");

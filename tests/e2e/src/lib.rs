@@ -14,6 +14,7 @@ pub mod explain;
 pub mod install;
 pub mod ledger;
 pub mod load;
+pub mod monitoring;
 pub mod network;
 pub mod point;
 pub mod process;

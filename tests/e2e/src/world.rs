@@ -15,6 +15,7 @@ use tokio::process::Command;
 use crate::cluster::{Cluster, Printed};
 use crate::controller::{self, Controller, Place, Start};
 use crate::load::{Engine, Load, Strength};
+use crate::monitoring::Monitoring;
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, Problem, fail};
 
@@ -30,8 +31,10 @@ pub const CLOSED: &str = "e2e-closed";
 pub const GROUPED: &str = "e2e-grouped";
 /// The same on volumes that a group cuts one after the other.
 pub const SEQUENTIAL: &str = "e2e-sequential";
+/// PostgreSQL whose policy misses its objective.
+pub const ALERTED: &str = "e2e-alerted";
 /// Every namespace the suite makes.
-const NAMESPACES: &[&str] = &[POSTGRES, MARIADB, MARIADB_LOG, CLOSED, GROUPED, SEQUENTIAL];
+const NAMESPACES: &[&str] = &[POSTGRES, MARIADB, MARIADB_LOG, CLOSED, GROUPED, SEQUENTIAL, ALERTED];
 /// Components that a case may have stopped or killed, in the order in which they need each other.
 const STOPPABLE: [&str; 6] =
     ["apiserver", "containerd", "kubelet", "csi", "snapshot-controller", "csi-snapshotter"];
@@ -48,6 +51,8 @@ pub struct World {
     pub binary: PathBuf,
     /// Where its controller runs.
     pub place: Place,
+    /// Prometheus and Alertmanager, while a case has them watch the controller.
+    pub monitoring: Option<Monitoring>,
     namespaces: &'static [&'static str],
     controller: Option<Controller>,
     started: u32,
@@ -81,6 +86,7 @@ impl World {
             out,
             binary,
             place: Place::Process,
+            monitoring: None,
             namespaces,
             controller: None,
             started: 0,
