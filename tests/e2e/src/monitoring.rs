@@ -118,8 +118,12 @@ impl Monitoring {
         });
         std::fs::write(folder.join("alertmanager.yml"), config.to_string())?;
         let alertmanager_address = free_address()?;
-        let mut command = Command::new(tools.path("prometheus-alertmanager"));
+        // Debian's Alertmanager opens a template in /usr/share. It gets a view of the file system in which that is the package's.
+        let mut command = Command::new("unshare");
         command
+            .args(["--mount", "sh", "-c", "mount --bind \"$0\" /usr/share && exec \"$@\""])
+            .arg(tools.path("../share"))
+            .arg(tools.path("prometheus-alertmanager"))
             .arg(format!("--config.file={}", folder.join("alertmanager.yml").display()))
             .arg(format!("--storage.path={}", folder.join("alertmanager").display()))
             .arg(format!("--web.listen-address={alertmanager_address}"))
@@ -196,7 +200,13 @@ impl Monitoring {
 /// Starts a server and waits until it says that it is ready.
 async fn begin(mut command: Command, log: &Path, address: SocketAddr) -> Outcome<Child> {
     let file = std::fs::File::create(log)?;
-    command.env_clear().stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).kill_on_drop(true);
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .kill_on_drop(true);
     let mut child = command.spawn()?;
     until(&format!("the server of {} to be ready", log.display()), READY_WITHIN, async || {
         if let Some(status) = child.try_wait()? {

@@ -348,6 +348,7 @@ impl World {
                     .collect(),
             ),
             Request::Delete(id) => {
+                self.note(|| format!("replica {replica} asks for the deletion of snapshot {id}"));
                 self.delete_snapshot(id);
                 Answer::Done
             }

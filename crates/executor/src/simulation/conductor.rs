@@ -486,8 +486,11 @@ impl Conductor<'_> {
         };
         let us = self.identity();
         self.handle.with(|world| {
-            // What a process judges that is no longer the owner is never written, and so is no verdict.
-            if world.api.backups[self.backup].status.executor.as_deref() == Some(us.as_str()) {
+            // What a process judges that is no longer the owner is never written, and so is no verdict. What is not kept may be
+            // called a crash copy while it is being removed: an owner before this one began that.
+            let ours = world.api.backups[self.backup].status.executor.as_deref() == Some(us.as_str());
+            let removed = !settled.keep && settled.judgement.consistency == Consistency::Crash;
+            if ours && !removed {
                 world.check_verdict(&status, &settled.members, &settled.judgement);
             }
         });
