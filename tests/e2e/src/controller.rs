@@ -168,6 +168,14 @@ impl Controller {
         }
     }
 
+    /// Where it serves metrics on this machine; none in the cluster.
+    pub const fn address(&self) -> Option<SocketAddr> {
+        match &self.body {
+            Body::Child { address, .. } => Some(*address),
+            Body::Deployed(_) => None,
+        }
+    }
+
     /// What it serves at `/metrics`; of several replicas as a query would put it together: counters added up, of facts the
     /// largest.
     ///
