@@ -14,7 +14,7 @@ postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
 
 # Which cases `make e2e` runs with the controller in the cluster as well: words of their names.
-in-cluster ?= in-cluster crds story permissions
+in-cluster ?= in-cluster crds story
 # Which faults and which scenarios: words of their names; all without.
 faults ?=
 bench ?=

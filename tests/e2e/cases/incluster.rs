@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{RoundMode, SignedDuration, Timestamp, TimestampRound, Unit};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
@@ -71,12 +71,14 @@ async fn begin_slots(world: &mut World) -> Outcome {
     world.accepted(POSTGRES, POLICY).await
 }
 
-/// Every minute from the first slot until now has one Backup.
-async fn no_slot_lost(world: &World) -> Outcome {
-    let minute = SignedDuration::from_mins(1);
-    let now = Timestamp::from_microsecond(now_micros())?;
-    let newest =
-        now.round(jiff::TimestampRound::new().smallest(Unit::Minute).mode(jiff::RoundMode::Floor))?;
+/// The slot that is due at this instant, in microseconds since 1970, or was last.
+fn slot_before(micros: i64) -> Outcome<Timestamp> {
+    let minutes = TimestampRound::new().smallest(Unit::Minute).mode(RoundMode::Floor);
+    Ok(Timestamp::from_microsecond(micros)?.round(minutes)?)
+}
+
+/// Every minute from the first slot to this one has one Backup.
+async fn no_slot_lost(world: &World, newest: Timestamp) -> Outcome {
     let found = until("the slots that were due to have Backups", Duration::from_secs(90), async || {
         let (count, found) = slots(world, POLICY).await?;
         ensure!(count == found.len(), "{count} Backups of {} slots", found.len());
@@ -88,7 +90,8 @@ async fn no_slot_lost(world: &World) -> Outcome {
     })
     .await?;
     let first = *found.first().present("the first slot")?;
-    let due: BTreeSet<Timestamp> = (0_i32..).map(|n| first + minute * n).take(found.len()).collect();
+    let due: BTreeSet<Timestamp> =
+        (0_i32..).map(|n| first + SignedDuration::from_mins(1) * n).take(found.len()).collect();
     ensure!(found == due, "slots {found:?}, and all of {due:?} were due");
     println!("        {} slots in a row, each with one Backup", found.len());
     Ok(())
@@ -115,7 +118,7 @@ pub async fn drained(world: &mut World) -> Outcome {
     world.cluster.misbehave(None)?;
     outcome?;
     world.controller().await?.deployed()?.ready().await?;
-    no_slot_lost(world).await
+    no_slot_lost(world, slot_before(now_micros())?).await
 }
 
 async fn drain_in_mid_freeze(world: &mut World) -> Outcome {
@@ -175,20 +178,27 @@ async fn drain_in_mid_freeze(world: &mut World) -> Outcome {
     no_leak(world, &run, &done).await
 }
 
-/// SIGKILL to the container of the replica that leads: another one leads within the lease and two seconds.
+/// SIGKILL to the container of the replica that leads, just before a slot: another one leads within the lease and two seconds, and
+/// runs it.
 pub async fn killed(world: &mut World) -> Outcome {
     begin_slots(world).await?;
     let outcome = kill_leader(world).await;
     let kept = match outcome {
-        Ok(()) => no_slot_lost(world).await,
-        failed => failed,
+        Ok(slot) => no_slot_lost(world, slot).await,
+        Err(problem) => Err(problem),
     };
     // Shown or not: from here on it would only get in the way.
     world.policy(POSTGRES, POLICY, election::policy(true)).await?;
     kept
 }
 
-async fn kill_leader(world: &mut World) -> Outcome {
+/// Returns the first slot after the kill.
+async fn kill_leader(world: &mut World) -> Outcome<Timestamp> {
+    until("a slot to be near", Duration::from_secs(60), async || {
+        let second = now_micros().div_euclid(1_000_000).rem_euclid(60);
+        Ok(Look::at((50..57).contains(&second).then_some(()), format!("second {second} of the minute")))
+    })
+    .await?;
     let leads = leader(world, "a replica to lead").await?;
     let deployed = world.controller().await?.deployed()?;
     let killed = now_micros();
@@ -198,5 +208,6 @@ async fn kill_leader(world: &mut World) -> Outcome {
     let which = if next.uid == leads.uid { "the same pod's next container" } else { "the other replica" };
     println!("        {which} leads {:.1} s after SIGKILL", took as f64 / 1e6);
     ensure!(took <= REPLACED_WITHIN, "nobody led until {took} µs after SIGKILL");
-    world.controller().await?.deployed()?.ready().await
+    world.controller().await?.deployed()?.ready().await?;
+    Ok(slot_before(killed)? + SignedDuration::from_mins(1))
 }

@@ -17,6 +17,7 @@ mod incluster;
 mod install;
 mod interruption;
 mod mariadb;
+mod own_rights;
 mod permissions;
 mod postgres;
 mod retention;
@@ -67,7 +68,7 @@ const CASES: &[Case] = cases![
     "control-a-late-cut-is-seen" => mariadb::late_cut_is_seen,
     "story-postgres-every-minute-and-rpo-on-metrics" => postgres::every_minute,
     "permissions-table" => permissions::table,
-    "permissions-of-the-controller" => permissions::controller,
+    "permissions-of-the-controller" => own_rights::controller,
     "refused-schedules" => faults::refused_schedules,
     "missing-template-parameter" => faults::missing_parameter,
     "selector-without-pods" => faults::no_pods,
