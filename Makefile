@@ -169,7 +169,7 @@ bench-freeze: setup ## Figures of the freeze with a release build: RUNS=50 of ea
 	$(root) env STILLPOINT_BIN="$${CARGO_TARGET_DIR:-target}/release/stillpoint" $(cargo) test --locked -p stillpoint-e2e --test bench -- $(bench)
 
 # Two builds, because the embedded API server must not come into the controller by a feature that both share.
-bench-scale: setup ## Figures of many policies with a release build: POLICIES='1000 10000 100000'; SERVER=<kubeconfig> instead of the embedded API server
+bench-scale: setup ## Figures of many policies with a release build: POLICIES='1000 10000 100000'
 	@$(cargo) build --locked --release -p stillpoint
 	$(cargo) build --locked --release -p stillpoint-scale
 	built=$${CARGO_TARGET_DIR:-target}/release

@@ -1,7 +1,7 @@
 //! Figures of many policies (docs/figures.md, Scale): the real controller as a process of its own, so that its memory is its
 //! own, against an API server in another process.
 //!
-//! `make bench-scale POLICIES='1000 10000 100000'`; the real API server instead of the embedded one with `SERVER=<kubeconfig>`.
+//! `make bench-scale POLICIES='1000 10000 100000'`.
 //! Nothing is asserted about time; bounds that the design promises are told as kept or missed, and a slot that was lost or ran
 //! twice makes the exit code 1.
 
@@ -63,13 +63,12 @@ fn run() -> Outcome<bool> {
         let binary = PathBuf::from(
             std::env::var("STILLPOINT_BIN").present("read STILLPOINT_BIN: the controller to measure")?,
         );
-        let kubeconfig = std::env::var("SERVER").ok().filter(|path| !path.is_empty()).map(PathBuf::from);
         let work = std::env::temp_dir().join(format!("stillpoint-scale-{}", std::process::id()));
         std::fs::create_dir_all(&work).present("make a directory for logs")?;
         let clock = SystemClock::shared();
         let mut report = Report::default();
         let empty = {
-            let target = Target::start(kubeconfig.as_deref(), &work, &clock).await?;
+            let target = Target::start(&work, &clock).await?;
             let controller =
                 Controller::start(Options::new(&binary, target.kubeconfig(), &work, "empty"), &clock)?;
             controller.until_settled(0).await?;
@@ -81,14 +80,7 @@ fn run() -> Outcome<bool> {
         report.note(format!("controller without policies: {} KiB resident", empty.resident / 1024));
         let mut exact = true;
         for size in sizes {
-            let bench = Bench {
-                size,
-                binary: &binary,
-                work: &work,
-                kubeconfig: kubeconfig.as_deref(),
-                empty,
-                clock: clock.clone(),
-            };
+            let bench = Bench { size, binary: &binary, work: &work, empty, clock: clock.clone() };
             exact &= bench.measure(&mut report).await?;
             println!("{}", report.table());
         }

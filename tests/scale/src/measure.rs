@@ -41,8 +41,6 @@ pub struct Bench<'a> {
     pub binary: &'a Path,
     /// Logs.
     pub work: &'a Path,
-    /// The real API server's, else an embedded one.
-    pub kubeconfig: Option<&'a Path>,
     /// Memory of a controller without policies.
     pub empty: Memory,
     /// Time.
@@ -73,7 +71,7 @@ impl Bench<'_> {
     /// Something ended or did not come.
     pub async fn measure(&self, report: &mut Report) -> Outcome<bool> {
         let size = self.size;
-        let mut target = Target::start(self.kubeconfig, self.work, &self.clock).await?;
+        let mut target = Target::start(self.work, &self.clock).await?;
         let made = target.now();
         target.load(size, POINTS).await?;
         let raw = raw::rate(target.config().await?, size.min(RAW_AT_MOST), &self.clock).await?;

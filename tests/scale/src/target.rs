@@ -1,4 +1,4 @@
-//! The API server that is measured against, whichever it is, and the population in it.
+//! The API server that is measured against, and the population in it.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 use stillpoint_api::clock::SharedClock;
 
-use crate::failure::{Outcome, Present as _, Problem};
+use crate::failure::{Outcome, Present as _};
 use crate::server::Server;
 use crate::stand_in::Ask;
 
@@ -29,14 +29,11 @@ pub struct Target {
 }
 
 impl Target {
-    /// Starts an embedded one, or takes the one of `kubeconfig`.
+    /// Starts one.
     ///
     /// # Errors
-    /// It cannot be reached.
-    pub async fn start(kubeconfig: Option<&Path>, work: &Path, clock: &SharedClock) -> Outcome<Self> {
-        if kubeconfig.is_some() {
-            return Err(Problem("the real API server is not measured yet".to_owned()));
-        }
+    /// It does not come up.
+    pub async fn start(work: &Path, clock: &SharedClock) -> Outcome<Self> {
         Ok(Self { server: Server::start(work).await?, clock: clock.clone() })
     }
 
