@@ -36,7 +36,6 @@ pub fn rule(rule: &ProtectionRule) -> Vec<Finding> {
     }
     for (path, what, set) in [
         ("spec.limits", "pacing", limits.is_some()),
-        ("spec.default", "a stamped policy", default.is_some()),
         ("spec.orphans", "deleting the Backups of policies that are gone", orphans.is_some()),
     ] {
         if set {

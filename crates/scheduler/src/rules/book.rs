@@ -48,6 +48,24 @@ pub struct View {
     pub stamped: usize,
 }
 
+/// A namespace in which default policies may have to be looked after.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub namespace: Arc<str>,
+    /// The rule whose default is for it: of several the first by name.
+    pub asked: Option<Arc<Known>>,
+    /// It wants no default policy.
+    pub opted_out: bool,
+}
+
+/// A policy as far as rules look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mark {
+    /// UID of the rule that stamped it.
+    stamped: Option<String>,
+    generation: Option<i64>,
+}
+
 /// What is known, shared by the scheduler and the steward.
 #[derive(Debug, Default)]
 pub struct RuleBook {
@@ -65,8 +83,10 @@ struct State {
     /// Whether the rules, and the namespaces, are still to be listed.
     waits_for: (bool, bool),
     touched: BTreeSet<Arc<str>>,
-    /// By namespace and name: the UID of the rule that stamped it.
-    policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Option<String>>>,
+    /// Namespaces whose default policies may have to change.
+    dirty: BTreeSet<Arc<str>>,
+    /// By namespace and name.
+    policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Mark>>,
     /// Policies that are refused, and the rules they are outside of.
     outside: HashMap<PolicyKey, Vec<String>>,
 }
@@ -157,6 +177,7 @@ impl State {
             [before, after].into_iter().flatten().any(|known| known.holds_for(&space.labels))
         });
         let selected: Vec<Arc<str>> = selected.map(|(name, _)| name.clone()).collect();
+        self.dirty.extend(selected.iter().cloned());
         self.touched.extend(selected);
     }
 }
@@ -213,14 +234,17 @@ impl RuleBook {
     /// Notes a policy.
     pub fn policy_applied(&self, policy: &BackupPolicy) {
         let key = PolicyKey::of(policy);
-        let stamped = stamped_by(policy).map(str::to_owned);
+        let mark =
+            Mark { stamped: stamped_by(policy).map(str::to_owned), generation: policy.metadata.generation };
         let mut state = self.state();
-        let of_namespace = state.policies.entry(key.namespace).or_default();
-        let changed = of_namespace.insert(key.name, stamped.clone()) != Some(stamped.clone());
-        let watched = !state.rules.is_empty();
+        let of_namespace = state.policies.entry(key.namespace.clone()).or_default();
+        let changed = of_namespace.insert(key.name, mark.clone()) != Some(mark);
+        let watched = changed && !state.rules.is_empty();
+        if watched {
+            state.dirty.insert(key.namespace);
+        }
         drop(state);
-        // A stamped policy that was edited is put back.
-        if watched && (changed || stamped.is_some()) {
+        if watched {
             self.stirred.notify_one();
         }
     }
@@ -236,6 +260,9 @@ impl RuleBook {
         }
         state.outside.remove(key);
         let watched = !state.rules.is_empty();
+        if watched {
+            state.dirty.insert(key.namespace.clone());
+        }
         drop(state);
         if watched {
             self.stirred.notify_one();
@@ -280,6 +307,7 @@ impl RuleBook {
         let before = state.spaces.insert(key.clone(), space.clone());
         let changed = before.as_ref() != Some(&space);
         if changed && !state.rules.is_empty() {
+            state.dirty.insert(key.clone());
             state.touched.insert(key);
         }
         let watched = changed && !state.rules.is_empty();
@@ -316,7 +344,7 @@ impl RuleBook {
                 .map(|(name, _)| name)
                 .collect();
             let policies = state.policies.iter().filter(|(namespace, _)| selected.contains(namespace));
-            let stamps = state.policies.values().flat_map(BTreeMap::values);
+            let marks = state.policies.values().flat_map(BTreeMap::values);
             let mut violating: Vec<PolicyKey> = state
                 .outside
                 .iter()
@@ -329,10 +357,47 @@ impl RuleBook {
                 namespaces: selected.len(),
                 policies: policies.map(|(_, policies)| policies.len()).sum(),
                 violating,
-                stamped: stamps.filter(|stamp| stamp.is_some() && stamp.as_deref() == uid).count(),
+                stamped: marks.filter(|mark| uid.is_some() && mark.stamped.as_deref() == uid).count(),
             }
         };
         state.rules.values().map(of_rule).collect()
+    }
+
+    /// Whether the rule with this UID is in force.
+    pub(crate) fn in_force(&self, uid: &str) -> bool {
+        let state = self.state();
+        state.rules.values().any(|known| known.rule.metadata.uid.as_deref() == Some(uid) && known.in_force())
+    }
+
+    /// Where default policies may have to change since this was asked last.
+    pub(crate) fn take_dirty(&self) -> Vec<Place> {
+        let dirty = std::mem::take(&mut self.state().dirty);
+        self.places(|namespace| dirty.contains(namespace))
+    }
+
+    /// Everywhere that default policies are, or are asked for by a rule and kept away by no policy of the namespace's own.
+    pub(crate) fn all_places(&self) -> Vec<Place> {
+        self.state().dirty.clear();
+        self.places(|_| true)
+    }
+
+    fn places(&self, wanted: impl Fn(&str) -> bool) -> Vec<Place> {
+        let state = self.state();
+        if state.rules.is_empty() {
+            return Vec::new();
+        }
+        let place = |(namespace, space): (&Arc<str>, &Space)| {
+            let asked = state.holding(namespace).into_iter().find(|known| known.spec().default.is_some());
+            let marks = || state.policies.get(namespace).into_iter().flat_map(BTreeMap::values);
+            let stamped = marks().any(|mark| mark.stamped.is_some());
+            let missing = asked.is_some() && !space.opted_out && marks().all(|mark| mark.stamped.is_some());
+            let place = Place { namespace: namespace.clone(), asked, opted_out: space.opted_out };
+            (stamped || missing).then_some(place)
+        };
+        let living = state.spaces.iter().filter(|(namespace, space)| !space.ends && wanted(namespace));
+        let mut places: Vec<Place> = living.filter_map(place).collect();
+        places.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+        places
     }
 
     fn news(&self) {

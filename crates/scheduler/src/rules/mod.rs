@@ -2,9 +2,13 @@
 //!
 //! [`book`] remembers rules and namespaces, [`watch`] keeps it in step; a change wakes exactly the policies of the
 //! namespaces that it is about. What is outside a rule is decided by `stillpoint_api::rule::judge` and told by
-//! [`accept`](crate::accept). [`steward`] is the part that only the leader has: it writes the rules' status.
+//! [`accept`](crate::accept). [`steward`] is the part that only the leader has: it
+//! writes the rules' status and stamps default policies ([`detect`], [`stamp`]).
 
 pub mod book;
+pub mod detect;
+pub mod stamp;
+mod stamping;
 pub mod status;
 mod steward;
 mod watch;
@@ -57,6 +61,6 @@ pub fn schedule_findings(rule: &ProtectionRule, now: Timestamp) -> Vec<Finding> 
 
 /// Keeps `book` in step, and while this replica leads writes what the rules come to. Never ends.
 pub(crate) async fn run(client: Client, clock: SharedClock, leadership: Leadership, book: Arc<RuleBook>) {
-    let steward = steward::Steward::new(client.clone(), clock.clone(), leadership, book.clone());
+    let mut steward = steward::Steward::new(client.clone(), clock.clone(), leadership, book.clone());
     tokio::join!(watch::rules(&client, &clock, &book), watch::namespaces(&client, &book), steward.run());
 }

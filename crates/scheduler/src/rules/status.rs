@@ -7,11 +7,19 @@ use stillpoint_api::rule::{ACCEPTED, ProtectionRuleStatus};
 use super::book::View;
 use crate::accept::Refusal;
 
+/// Condition of a rule with a default: every workload that it is for has its policy.
+pub const STAMPED: &str = "Stamped";
+
+/// Problems that the condition tells.
+const PROBLEMS_SHOWN: usize = 5;
+
 /// Names of policies outside a rule that its status shows.
 const VIOLATING_SHOWN: usize = 16;
 
 /// The status of a rule, on top of what it says already.
-pub fn status(view: &View, now: Timestamp) -> ProtectionRuleStatus {
+///
+/// `problems` are what keeps its default from being stamped somewhere, as `namespace: why`.
+pub fn status(view: &View, problems: &[String], now: Timestamp) -> ProtectionRuleStatus {
     let rule = view.known.rule();
     let before = rule.status.clone().unwrap_or_default();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -26,6 +34,21 @@ pub fn status(view: &View, now: Timestamp) -> ProtectionRuleStatus {
         }
     };
     conditions::set(&mut all, accepted);
+    match (view.known.in_force() && view.known.spec().default.is_some(), problems) {
+        (false, _) => all.retain(|known| known.type_ != STAMPED),
+        (true, []) => {
+            let message = "every workload that the default is for has its policy";
+            conditions::set(&mut all, condition(STAMPED, true, STAMPED, message, generation, seconds(now)));
+        }
+        (true, problems) => {
+            let first = problems.iter().take(PROBLEMS_SHOWN).cloned().collect::<Vec<_>>().join("; ");
+            let message = format!("not stamped in {} namespace(s): {first}", problems.len());
+            conditions::set(
+                &mut all,
+                condition(STAMPED, false, "NotStamped", &message, generation, seconds(now)),
+            );
+        }
+    }
     ProtectionRuleStatus {
         conditions: all,
         observed_generation: generation,

@@ -1,5 +1,6 @@
-//! The leader's work for rules: their status. One writer at a time; every write is a PUT with the version that was read.
+//! The leader's work for rules: their status, and default policies ([`super::stamping`]). One writer at a time; every write is a PUT with the version that was read.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource};
 use stillpoint_api::clock::SharedClock;
 use stillpoint_api::rule::{ACCEPTED, ProtectionRule};
+use tokio::time::MissedTickBehavior;
 
 use super::book::{RuleBook, View};
 use super::status::status;
@@ -24,44 +26,70 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const MAX_NOTE: usize = 900;
 
 pub(super) struct Steward {
-    client: Client,
-    clock: SharedClock,
-    leadership: Leadership,
-    book: Arc<RuleBook>,
+    pub(super) client: Client,
+    pub(super) clock: SharedClock,
+    pub(super) leadership: Leadership,
+    pub(super) book: Arc<RuleBook>,
     recorder: Recorder,
+    /// By namespace: the rule, and why its default is not stamped there.
+    problems: BTreeMap<Arc<str>, (String, String)>,
 }
 
 impl Steward {
     pub fn new(client: Client, clock: SharedClock, leadership: Leadership, book: Arc<RuleBook>) -> Self {
         let reporter = Reporter { controller: "stillpoint-scheduler".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, clock, leadership, book, recorder }
+        Self { client, clock, leadership, book, recorder, problems: BTreeMap::new() }
     }
 
     /// Looks at everything when something changed, at least once a minute, while this replica leads.
-    pub async fn run(&self) {
+    pub async fn run(&mut self) {
         let mut lead = self.leadership.follow();
+        let book = self.book.clone();
+        let mut whole = tokio::time::interval(LOOK_AGAIN);
+        whole.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let everywhere = tokio::select! {
+                () = book.stirred() => {
+                    tokio::time::sleep(GATHER).await;
+                    false
+                }
+                () = lead.changed() => true,
+                _ = whole.tick() => true,
+            };
             if self.leadership.leads() && self.book.listed() {
-                self.look().await;
-            }
-            tokio::select! {
-                () = self.book.stirred() => tokio::time::sleep(GATHER).await,
-                () = lead.changed() => {}
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                self.look(everywhere).await;
             }
         }
     }
 
-    async fn look(&self) {
+    async fn look(&mut self, everywhere: bool) {
+        let places = if everywhere {
+            self.problems.clear();
+            self.book.all_places()
+        } else {
+            self.book.take_dirty()
+        };
+        self.stamp(&places).await;
         for view in self.book.views() {
             self.tell_status(&view).await;
         }
     }
 
+    /// Notes why a rule's default is not stamped in a namespace, or that nothing keeps it.
+    pub(super) fn note_problem(&mut self, namespace: &Arc<str>, rule: Option<&str>, problem: Option<String>) {
+        match rule.zip(problem) {
+            Some((rule, why)) => self.problems.insert(namespace.clone(), (rule.to_owned(), why)),
+            None => self.problems.remove(namespace),
+        };
+    }
+
     async fn tell_status(&self, view: &View) {
         let rule = view.known.rule();
-        let wanted = status(view, self.clock.wall());
+        let of_rule = self.problems.iter().filter(|(_, (rule, _))| rule == view.known.name());
+        let problems: Vec<String> =
+            of_rule.map(|(namespace, (_, why))| format!("{namespace}: {why}")).collect();
+        let wanted = status(view, &problems, self.clock.wall());
         if rule.status.as_ref() == Some(&wanted) || !self.leadership.leads() {
             return;
         }

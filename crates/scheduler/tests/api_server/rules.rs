@@ -1,6 +1,6 @@
 //! ProtectionRules: who is refused and back again, and what a rule says of itself.
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use stillpoint_api::rule::{ProtectionRule, ProtectionRuleStatus};
 
 use super::*;
@@ -128,5 +128,79 @@ async fn a_rule_that_cannot_be_obeyed_says_so_and_decides_nothing() {
     of_rule(&world, "broken", said).await;
     world.apply("often", json!({"cron": "* * * * *"})).await;
     accepted(&world, "often", "True", "Accepted").await;
+    world.end().await;
+}
+
+/// A database with a claim, as a StatefulSet makes it.
+async fn database(world: &World) {
+    let templates: Api<stillpoint_api::ClusterHookTemplate> = Api::all(world.cluster.client());
+    let template = json!({
+        "apiVersion": "stillpoint.dev/v1alpha1", "kind": "ClusterHookTemplate", "metadata": {"name": "postgresql"},
+        "spec": {"freeze": {"none": {}}, "detect": {"images": ["postgres"]}},
+    });
+    templates.create(&PostParams::default(), &serde_json::from_value(template).unwrap()).await.unwrap();
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "orders-0", "labels": {"app": "orders"}},
+        "spec": {
+            "containers": [{"name": "main", "image": "postgres:17"}],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data-orders-0"}}],
+        },
+    });
+    let pods: Api<Pod> = namespaced(&world.cluster.client());
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+}
+
+async fn names(world: &World, wanted: &[&str]) {
+    let list = async || {
+        let found = world.policies.list(&ListParams::default()).await.unwrap().items;
+        found.iter().map(kube::ResourceExt::name_any).collect::<Vec<_>>()
+    };
+    eventually(list, |found| found == wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_policy_is_stamped_runs_follows_its_rule_and_steps_back() {
+    let world = World::start("default").await;
+    database(&world).await;
+    label(&world, json!("gold")).await;
+    rule(&world, "gold", json!({"default": {"schedule": {"cron": "* * * * *"}}})).await;
+    names(&world, &["gold-orders"]).await;
+    accepted(&world, "gold-orders", "True", "Accepted").await;
+    let counted = of_rule(&world, "gold", |status| status.stamped == 1).await;
+    assert!(counted.conditions.iter().any(|one| one.type_ == "Stamped" && one.status == "True"));
+    let first = world.backups(1).await.remove(0);
+    assert_eq!(first.policy_name(), Some("gold-orders"));
+    world.finish(&first).await;
+
+    let cron = async || world.policies.get("gold-orders").await.unwrap().spec.schedule.cron;
+    let often = Patch::Merge(json!({"spec": {"schedule": {"cron": "@hourly"}}}));
+    world.policies.patch("gold-orders", &PatchParams::default(), &often).await.unwrap();
+    eventually(cron, |cron| cron == "* * * * *").await;
+    world.told("gold-orders", "StampedPolicyRestored", "the edit was put back").await;
+    edit(&world, "gold", json!({"default": {"schedule": {"cron": "*/2 * * * *"}}})).await;
+    eventually(cron, |cron| cron == "*/2 * * * *").await;
+
+    // An own policy: the stamped one goes, its Backup stays.
+    world.apply("nightly", json!({"cron": "0 3 1 1 *"})).await;
+    names(&world, &["nightly"]).await;
+    assert_eq!(world.backups.get(&first.name_any()).await.unwrap().metadata.deletion_timestamp, None);
+    world.policies.delete("nightly", &Default::default()).await.unwrap();
+    names(&world, &["gold-orders"]).await;
+
+    // The namespace opts out, and in again; then the rule goes, and what it owns with it.
+    let opt = async |value: Value| {
+        let spaces: Api<Namespace> = Api::all(world.cluster.client());
+        let patch =
+            Patch::Merge(json!({"metadata": {"annotations": {"stillpoint.dev/default-policy": value}}}));
+        spaces.patch("default", &PatchParams::default(), &patch).await.unwrap();
+    };
+    opt(json!("none")).await;
+    names(&world, &[]).await;
+    opt(Value::Null).await;
+    names(&world, &["gold-orders"]).await;
+    rules(&world).delete("gold", &Default::default()).await.unwrap();
+    names(&world, &[]).await;
+    assert_eq!(world.backups.get(&first.name_any()).await.unwrap().metadata.deletion_timestamp, None);
     world.end().await;
 }
