@@ -48,6 +48,38 @@ impl Herd {
     }
 }
 
+/// What became of slots that passed while no controller was there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CaughtUp {
+    /// Policies that started one.
+    pub policies: usize,
+    /// Starts of the first missed slot or an older one, which the newest stands for.
+    pub older: usize,
+    /// Starts beyond one of the same slot.
+    pub doubled: usize,
+    /// When the last policy started its first, microseconds since 1970.
+    pub last: i64,
+}
+
+impl CaughtUp {
+    /// Judges what was started since the controller came back. At least two slots of each policy passed before: `first` is the
+    /// minute of the oldest. Which one is the newest depends on when the policy is looked at.
+    pub fn of(created: &[Created], first: i64) -> Self {
+        let mut found = Self::default();
+        let mut starts: BTreeMap<(&str, &str), BTreeMap<i64, i64>> = BTreeMap::new();
+        for one in created {
+            let Some((policy, minute)) = read(&one.name) else { continue };
+            found.older += usize::from(minute <= first);
+            let of_policy = starts.entry((&one.namespace, policy)).or_default();
+            found.doubled += usize::from(of_policy.insert(minute, one.at).is_some());
+        }
+        found.policies = starts.len();
+        let firsts = starts.values().filter_map(|of_policy| of_policy.values().next());
+        found.last = firsts.copied().max().unwrap_or_default();
+        found
+    }
+}
+
 /// Policy and minute of the slot that the name of a Backup says: `<policy>-<8 hex>-<minute in base 36>`, and `-b` when the name
 /// was taken.
 pub fn read(name: &str) -> Option<(&str, i64)> {
@@ -89,6 +121,23 @@ mod tests {
         assert_eq!(herd.delays, [0.1, 0.2, 1.0]);
         assert_eq!(herd.small, [1.0]);
         assert_eq!(herd.rate(), 3.0);
+    }
+
+    #[test]
+    fn the_newest_missed_slot_is_caught_up_once_and_no_older_one() {
+        // Minutes 20, 21 and 22.
+        let good = [
+            created("big", "p1-0badcafe-l", 7),
+            created("big", "p2-0badcafe-m", 9),
+            created("big", "p1-0badcafe-m", 11),
+        ];
+        assert_eq!(CaughtUp::of(&good, 20), CaughtUp { policies: 2, older: 0, doubled: 0, last: 9 });
+        let bad = [
+            created("big", "p1-0badcafe-k", 7),
+            created("big", "p1-0badcafe-l", 7),
+            created("big", "p1-0badcafe-l-b", 8),
+        ];
+        assert_eq!(CaughtUp::of(&bad, 20), CaughtUp { policies: 1, older: 1, doubled: 1, last: 7 });
     }
 
     #[test]

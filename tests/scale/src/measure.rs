@@ -10,7 +10,7 @@ use stillpoint_api::clock::SharedClock;
 
 use crate::controller::{Controller, Memory, Options, cpu_of};
 use crate::failure::{Outcome, Present as _};
-use crate::herd::{Herd, quantile, read};
+use crate::herd::{CaughtUp, Herd, quantile};
 use crate::population::{Class, members};
 use crate::raw;
 use crate::report::Report;
@@ -155,25 +155,15 @@ impl Bench<'_> {
         let controller = self.controller(target, "first")?;
         let begun = target.now();
         controller.until_settled(self.size).await?;
-        let ended = target.now().as_second() / 60;
         let created = target.take().await?;
-        let of = |minute: i64| -> Vec<&Created> {
-            created.iter().filter(|one| read(&one.name).is_some_and(|(_, slot)| slot == minute)).collect()
-        };
-        // By the time it led, another minute may have come: the newest missed slot is the one before that.
-        let newest =
-            created.iter().filter_map(|one| read(&one.name)).map(|(_, slot)| slot).min().unwrap_or_default();
-        let caught = of(newest);
-        let distinct: BTreeSet<&str> = caught.iter().map(|one| one.name.as_str()).collect();
-        let once =
-            caught.len() == minutely && distinct.len() == minutely && newest > missed && newest <= ended;
-        let last = caught.iter().map(|one| one.at).max().unwrap_or_default();
-        let took = (last - begun.as_microsecond()) as f64 / 1e6;
-        let figure = format!("{} of {minutely} once, the last {took:.1} s after the start", distinct.len());
+        let caught = CaughtUp::of(&created, missed);
+        let once = caught.policies == minutely && caught.older == 0 && caught.doubled == 0;
+        let took = (caught.last - begun.as_microsecond()) as f64 / 1e6;
+        let figure = format!("{} of {minutely}, the last {took:.1} s after the start", caught.policies);
         report.put(
             self.size,
             "missed slots of minutely policies caught up",
-            judged(figure, "each once, none older", once),
+            judged(figure, "each once, none of the older ones", once),
         );
         target.suspend(true).await?;
         controller.until_idle(self.size).await?;
