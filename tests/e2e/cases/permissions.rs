@@ -153,7 +153,7 @@ fn rows(template: &Value) -> Vec<Row> {
             AUTHORS,
             change("backuppolicies", POLICY, json!({"metadata": {"labels": {"x": "y"}}})),
         ),
-        row("delete a policy", "+++++r+r", AUTHORS, delete("backuppolicies", POLICY)),
+        row("delete a policy", "+++++++r", AUTHORS, delete("backuppolicies", POLICY)),
         row("run a policy", "++p+pprr", AUTHORS, run(json!({"policyRef": {"name": POLICY}}))),
         row("run a cluster template inline", "++p+pprr", AUTHORS, run(json!({"applications": shared}))),
         row("run an own template inline", "+pp+pprr", AUTHORS, run(json!({"applications": own}))),
