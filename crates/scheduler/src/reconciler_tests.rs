@@ -1,5 +1,8 @@
 //! Whole policies: what is written, started and deleted in the situations of docs/design/schedule.md.
 
+#[path = "situation_tests.rs"]
+mod situations;
+
 use serde_json::{Value, json};
 use stillpoint_api::backup::Backup;
 

@@ -98,9 +98,13 @@ const CASES: &[Case] = cases![
     "in-cluster-the-leader-is-killed" => incluster::killed [InCluster: "election-… kills a process that leads"],
     "retention-deletes-data" => retention::retention_deletes_data,
     "deleting-a-backup-deletes-its-data" => retention::deletion,
-    "deleting-a-backup-without-its-snapshot-deletes-its-data" => retention::deletion_after_its_snapshot,
+    "data-stays-and-the-objective-moves-back-when-a-snapshot-is-deleted" => retention::deletion_of_a_snapshot,
+    "data-stays-when-a-policy-is-deleted-and-its-successor-prunes" => retention::deletion_of_a_policy,
+    "data-stays-when-a-held-backup-is-deleted" => retention::deletion_of_a_held_backup,
     "an-abandoned-backup-leaves-its-data" => retention::abandon,
     "storage-not-trusted" => faults::storage_not_trusted [Process: "it starts a controller that trusts no storage"],
+    "data-stays-when-a-namespace-is-deleted" => retention::deletion_of_a_namespace,
+    "data-stays-when-the-definition-is-deleted" => retention::deletion_of_the_definition,
 ];
 
 fn main() -> ExitCode {
