@@ -45,7 +45,7 @@ fn schedule(extra: &Value) -> Value {
 
 fn situations() -> Vec<Situation> {
     let window =
-        |action: &str| json!({"blackouts": [{"start": "0 22 * * *", "duration": "8h", "action": action}]});
+        |action: &str| json!({"blackouts": [{"start": "0 22 14 * *", "duration": "8h", "action": action}]});
     vec![
         ORDINARY,
         Situation {
