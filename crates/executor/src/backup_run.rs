@@ -1,8 +1,9 @@
 //! One Backup from claim to `Finished`: its attempts, one after the other. Whose it is, is in `claim`; how it ends, in
-//! `finish`.
+//! `finish`; how many go on at once, in `turns`.
 
 mod claim;
 mod finish;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use kube::ResourceExt;
 use stillpoint_api::backup::{Backup, BackupStatus};
 use stillpoint_api::policy::{BackupPolicy, RunBounds};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, watch};
 use tracing::{info, warn};
 
 use crate::attempt::{self, Outcomes};
@@ -21,9 +22,13 @@ use crate::journal::{Journal, JournalError};
 use crate::observer::RunLabels;
 use crate::ownership::templates_kept;
 use crate::ownership::workload::{self, Locks, WORKLOAD_BUSY};
+use crate::pace::{self, FREEZE_LIMIT};
 use crate::recovery::{Row, blocked_twice, row};
 use crate::resolve::{MAX_HOLDS, Refusal, Resolution, SNAPSHOT_IN_FLIGHT, ask, decide, observe, preflight};
 use crate::run::{Abort, End, Reason, Record};
+
+use turns::Turn;
+pub use turns::Turns;
 
 /// Pause before another attempt: long enough for a pod to restart or a lock to clear.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(5);
@@ -31,6 +36,9 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(5);
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two looks at it.
 const IN_FLIGHT_LOOK: Duration = Duration::from_millis(500);
+/// Longest pause between two looks for a place among the freezes that rules allow; in this process the end of a freeze is
+/// noticed at once.
+const PLACE_LOOK: Duration = Duration::from_secs(1);
 /// Longest pause between two looks at a workload that another run holds.
 const BUSY_LOOK: Duration = Duration::from_secs(2);
 /// How long a write outside the window is tried.
@@ -76,7 +84,7 @@ pub struct BackupRun {
     journal: Arc<Mutex<Journal>>,
     labels: RunLabels,
     stop: watch::Receiver<Option<Abort>>,
-    permits: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// A permit that the run has before its first attempt.
     first: Option<OwnedSemaphorePermit>,
 }
@@ -88,14 +96,14 @@ impl BackupRun {
         happenings: Happenings,
         backup: Backup,
         stop: watch::Receiver<Option<Abort>>,
-        permits: Arc<Semaphore>,
+        turns: Arc<Turns>,
     ) -> Self {
         let labels = RunLabels {
             namespace: backup.namespace().unwrap_or_default(),
             policy: backup.policy_name().unwrap_or_default().to_owned(),
         };
         let journal = Arc::new(Mutex::new(Journal::new(&context, backup)));
-        Self { context, happenings, journal, labels, stop, permits, first: None }
+        Self { context, happenings, journal, labels, stop, turns, first: None }
     }
 
     /// The same with a permit for its first attempt.
@@ -184,11 +192,12 @@ impl BackupRun {
             }
             let Some(permit) = self.permit().await else { continue };
             let attempt = self.claim().await?;
-            let started = self.resolve_patiently(attempt).await;
+            let mut turn = Turn::to_run(permit);
+            let started = self.resolve_patiently(attempt, &mut turn, &bounds).await?;
             let (resolution, nonce) = match started {
                 Ok(ready) => ready,
                 Err(refusal) => {
-                    drop(permit);
+                    drop(turn);
                     self.warn(refusal.reason, &refusal.message).await;
                     self.release().await?;
                     last = Some(refusal.into());
@@ -206,7 +215,7 @@ impl BackupRun {
                 self.stop.clone(),
             );
             let Outcomes { end, record } = carried.await;
-            drop((window, permit));
+            drop((window, turn));
             self.tell_ended_blockers(&record).await;
             match end {
                 End::Thawed => {
@@ -258,24 +267,6 @@ impl BackupRun {
         }
     }
 
-    /// Waits for a permit and for a Lease that lets a freeze begin; none when the run is to end meanwhile.
-    async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
-        let mut stop = self.stop.clone();
-        let (first, permits) = (self.first.take(), Arc::clone(&self.permits));
-        let ready = async {
-            let permit = match first {
-                Some(permit) => permit,
-                None => permits.acquire_owned().await.ok()?,
-            };
-            self.context.ownership.held(&self.context.clock).await;
-            Some(permit)
-        };
-        tokio::select! {
-            permit = ready => permit,
-            _ = stop.wait_for(Option::is_some) => None,
-        }
-    }
-
     /// Why the run is to end: it was told to, or its Backup says so.
     async fn ending(&self) -> Option<Abort> {
         if let Some(why) = self.stop.borrow().clone() {
@@ -310,32 +301,60 @@ impl BackupRun {
 
     /// Whether the slot allows no further attempt.
     fn spent(&self, backup: &Backup, status: &BackupStatus, bounds: &RunBounds) -> bool {
+        status.attempt >= bounds.max_attempts() || self.late(backup, status, bounds)
+    }
+
+    /// Whether the deadline of the slot has passed.
+    fn late(&self, backup: &Backup, status: &BackupStatus, bounds: &RunBounds) -> bool {
         let begun = status.started_at.as_ref().map(|at| at.0);
         let slot = backup.spec.run.slot.as_ref().map(|slot| slot.0);
         let deadline = bounds.deadline();
-        let late = slot.max(begun).is_some_and(|from| {
+        slot.max(begun).is_some_and(|from| {
             self.context.clock.wall().duration_since(from).as_secs()
                 > i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX)
-        });
-        status.attempt >= bounds.max_attempts() || late
+        })
     }
 
     /// A snapshot that is being made or deleted is gone in a second or two, most often one that retention removes, and
     /// another run of the workload ends soon: waiting costs less than an attempt. Everything is read again after it.
-    async fn resolve_patiently(&self, attempt: u32) -> Result<(Resolution, Nonce), Refusal> {
+    ///
+    /// Where rules limit freezes, it waits for its place until its deadline, and its turn in this process is another's
+    /// meanwhile.
+    async fn resolve_patiently(
+        &mut self,
+        attempt: u32,
+        turn: &mut Turn,
+        bounds: &RunBounds,
+    ) -> Result<Result<(Resolution, Nonce), Refusal>, JournalError> {
         let mut waited = Duration::ZERO;
         loop {
+            let freed = self.turns.freed();
             let outcome = self.resolve(attempt).await;
+            match &outcome {
+                Err(refusal) if refusal.reason == FREEZE_LIMIT => {
+                    self.tell_waiting(&refusal.message).await?;
+                    if self.deadline_passed(bounds).await {
+                        self.tell_waited("Deadline", "its deadline passed while it waited").await?;
+                        return Ok(outcome);
+                    }
+                    if !self.wait_for_place(turn, freed).await {
+                        return Ok(outcome);
+                    }
+                    continue;
+                }
+                Ok(_) => self.tell_waited("Admitted", "it had its turn").await?,
+                Err(_) => {}
+            }
             let (patience, look) = match outcome.as_ref().map_err(|refusal| refusal.reason) {
                 Err(SNAPSHOT_IN_FLIGHT) => (IN_FLIGHT_PATIENCE, IN_FLIGHT_LOOK),
                 Err(WORKLOAD_BUSY) => {
                     let busy = self.context.ownership.timing().busy;
                     (busy, (busy / 60).clamp(IN_FLIGHT_LOOK / 5, BUSY_LOOK))
                 }
-                Ok(_) | Err(_) => return outcome,
+                Ok(_) | Err(_) => return Ok(outcome),
             };
             if waited >= patience || self.pause(look).await {
-                return outcome;
+                return Ok(outcome);
             }
             waited += look;
         }
@@ -367,7 +386,12 @@ impl BackupRun {
         };
         let mut resolution = decide::decide(&given, &observed)?;
         let workloads = workload::of(&resolution, &observed);
-        Locks::new(&self.context).take(&backup, &workloads, self.context.clock.wall()).await?;
+        let (locks, now) = (Locks::new(&self.context), self.context.clock.wall());
+        locks.take(&backup, &workloads, now).await?;
+        // After the workload: whoever has a place waits for nobody any more.
+        let drivers = resolution.plan.members.iter().map(|member| member.driver.as_str());
+        let limits = pace::bounds(&observed.rules, &self.labels.namespace, drivers);
+        locks.take_places(&backup, &limits, now).await?;
         let uid = backup.uid().unwrap_or_default();
         for recipe in &resolution.recipes {
             templates_kept::keep(&self.context, &self.labels.namespace, recipe, &uid).await?;

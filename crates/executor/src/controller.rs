@@ -13,12 +13,12 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::Event;
 use kube::{Api, ResourceExt};
 use stillpoint_api::backup::{Backup, SNAPSHOTS_FINALIZER};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
-use crate::backup_run::{BackupRun, Left, cancelled};
+use crate::backup_run::{BackupRun, Left, Turns, cancelled};
 use crate::cleanup::ending::{self, Ending, Wait};
 use crate::cleanup::{self, Scope};
 use crate::context::{Context, RequestError, bounded};
@@ -28,8 +28,6 @@ use crate::ownership::sweeper::Sweeper;
 use crate::run::{Abort, Reason};
 use crate::steady_watch::{OPEN_AGAIN_AFTER, steady_watch};
 
-/// Runs at once in this process.
-const MAX_RUNS: usize = 16;
 /// Pause before a Backup that is still unfinished is taken up again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// After this long a deletion that does not end is called blocked (docs/api.md).
@@ -53,7 +51,7 @@ pub enum ControllerError {
 struct Shared {
     context: Context,
     happenings: Happenings,
-    permits: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// Backups that the watch shows as needing work, and who has the claim.
     needy: Mutex<HashMap<Key, Option<String>>>,
     /// Those of them that nobody began, in order, until there is a permit for them.
@@ -101,7 +99,7 @@ pub async fn run(
 ) -> Result<(), ControllerError> {
     let shared = Arc::new(Shared {
         happenings: Happenings::new(context.client.clone(), context.ownership.identity()),
-        permits: Arc::new(Semaphore::new(MAX_RUNS)),
+        turns: Arc::new(Turns::default()),
         needy: Mutex::default(),
         fresh: Mutex::default(),
         running: Mutex::default(),
@@ -131,7 +129,7 @@ pub async fn run(
             () = &mut shutdown => break Ok(()),
             _ = look.tick() => shared.look_again(&mut tasks),
             // The semaphore is never closed.
-            Ok(permit) = Arc::clone(&shared.permits).acquire_owned(), if shared.has_fresh() => {
+            Ok(permit) = shared.turns.run(), if shared.has_fresh() => {
                 shared.begin_fresh(permit, &mut tasks);
             }
             event = events.next() => match event {
@@ -336,7 +334,7 @@ impl Shared {
         };
         let (context, happenings) = (self.context.clone(), self.happenings.clone());
         let run =
-            BackupRun::new(context, happenings, backup, stop.clone(), Arc::clone(&self.permits)).with(permit);
+            BackupRun::new(context, happenings, backup, stop.clone(), Arc::clone(&self.turns)).with(permit);
         match run.go().await {
             Ok(Left::Finished) if deleting => self.delete_finished(&api, name, stop).await,
             Ok(Left::Finished) => self.finished_work((namespace.clone(), name.clone()), &stop),

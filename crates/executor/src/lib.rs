@@ -22,6 +22,7 @@ pub mod hold;
 pub mod journal;
 pub mod observer;
 pub mod ownership;
+pub mod pace;
 mod pod_watch;
 pub mod recovery;
 pub mod rehearsal;

@@ -21,6 +21,7 @@ mod own_rights;
 mod permissions;
 mod postgres;
 mod retention;
+mod rules;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -102,6 +103,7 @@ const CASES: &[Case] = cases![
     "data-stays-when-a-policy-is-deleted-and-its-successor-prunes" => retention::deletion_of_a_policy,
     "data-stays-when-a-held-backup-is-deleted" => retention::deletion_of_a_held_backup,
     "an-abandoned-backup-leaves-its-data" => retention::abandon,
+    "rules-refuse-pace-and-stamp" => rules::decide,
     "storage-not-trusted" => faults::storage_not_trusted [Process: "it starts a controller that trusts no storage"],
     "data-stays-when-a-namespace-is-deleted" => retention::deletion_of_a_namespace,
     "data-stays-when-the-definition-is-deleted" => retention::deletion_of_the_definition,

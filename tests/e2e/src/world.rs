@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use stillpoint_api::backup::{BACKUP_LABEL, NAMESPACE_LABEL, PolicyRef, RunSpec};
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
-use stillpoint_api::{Backup, BackupPolicy};
+use stillpoint_api::{Backup, BackupPolicy, ProtectionRule};
 use tokio::process::Command;
 
 use crate::cluster::{Cluster, Printed};
@@ -222,6 +222,9 @@ impl World {
     pub async fn end(&mut self) -> Outcome {
         self.heal().await?;
         self.controller().await?;
+        // Rules before policies, or they stamp new ones.
+        let rules: Api<ProtectionRule> = Api::all(self.cluster.client.clone());
+        rules.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         // Policies first, or they start new runs; then points, while there is a controller to remove their data.
         for namespace in self.namespaces {
             let policies: Api<BackupPolicy> = Api::namespaced(self.cluster.client.clone(), namespace);

@@ -34,10 +34,9 @@ pub fn rule(rule: &ProtectionRule) -> Vec<Finding> {
             "write require, allow, blackouts, limits, default or orphans",
         ));
     }
-    for (path, what, set) in [
-        ("spec.limits", "pacing", limits.is_some()),
-        ("spec.orphans", "deleting the Backups of policies that are gone", orphans.is_some()),
-    ] {
+    for (path, what, set) in
+        [("spec.orphans", "deleting the Backups of policies that are gone", orphans.is_some())]
+    {
         if set {
             found.push(Finding::not_yet(path, what, "remove it"));
         }

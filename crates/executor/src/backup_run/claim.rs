@@ -76,6 +76,7 @@ impl BackupRun {
         if let Err(error) = Locks::new(&self.context).release(&uid).await {
             warn!(namespace = self.labels.namespace, %error, "a workload lock was not released; it is swept later");
         }
+        self.turns.free();
         Ok(())
     }
 

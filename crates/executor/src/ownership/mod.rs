@@ -3,12 +3,14 @@
 //!
 //! Every replica keeps one Lease of its own ([`replica`]); a claim is the replica's identity in `status.executor`, written
 //! by compare-and-swap ([`claim`]); whether a replica is silent is judged on our own monotonic clock from changes that we
-//! saw, never by comparing stored times ([`peers`]). Workloads are locked by Leases that never expire ([`workload`]).
+//! saw, never by comparing stored times ([`peers`]). Workloads are locked by Leases that never expire ([`workload`]), and so
+//! are the places of freezes where rules limit them ([`places`]).
 //! Templates are kept by content for whoever must undo a freeze later ([`templates_kept`], [`quiesce`]). What is left of
 //! runs that are gone is removed by the [`sweeper`].
 
 pub mod claim;
 pub mod peers;
+pub mod places;
 pub mod quiesce;
 pub mod replica;
 pub mod sweeper;

@@ -171,6 +171,11 @@ impl Lock {
         self.lease.uid().unwrap_or_default()
     }
 
+    /// An annotation of its Lease.
+    pub(super) fn annotation(&self, name: &str) -> Option<&str> {
+        self.lease.annotations().get(name).map(String::as_str)
+    }
+
     /// Namespace and name of its Backup.
     pub fn backup(&self) -> Option<(&str, &str)> {
         self.holder.backup.split_once('/')
@@ -246,21 +251,26 @@ impl Locks {
     }
 
     fn lease(&self, backup: &Backup, workload: &Workload, at: jiff::Timestamp) -> Lease {
-        let of_backup = format!("{}/{}", backup.namespace().unwrap_or_default(), backup.name_any());
         let what = match workload {
             Workload::Claim(uid) => format!("claim {uid}"),
             Workload::Pod(uid) => format!("pod {uid}"),
         };
+        self.named(backup, &workload.lock_name(), &what, at)
+    }
+
+    /// A Lease of a run, by its name; `what` is for people.
+    pub(super) fn named(&self, backup: &Backup, name: &str, what: &str, at: jiff::Timestamp) -> Lease {
+        let of_backup = format!("{}/{}", backup.namespace().unwrap_or_default(), backup.name_any());
         Lease {
             metadata: ObjectMeta {
-                name: Some(workload.lock_name()),
+                name: Some(name.to_owned()),
                 labels: Some(BTreeMap::from([
                     (LEASE_LABEL.to_owned(), WORKLOAD_LEASE.to_owned()),
                     (BACKUP_UID_LABEL.to_owned(), backup.uid().unwrap_or_default()),
                 ])),
                 annotations: Some(BTreeMap::from([
                     (BACKUP_ANNOTATION.to_owned(), of_backup),
-                    (WORKLOAD_ANNOTATION.to_owned(), what),
+                    (WORKLOAD_ANNOTATION.to_owned(), what.to_owned()),
                 ])),
                 ..ObjectMeta::default()
             },
@@ -334,7 +344,16 @@ impl Locks {
         }
     }
 
-    async fn of_backup(&self, backup_uid: &str) -> Result<Vec<Lock>, RequestError> {
+    /// Where the locks are.
+    pub(super) const fn api(&self) -> &Api<Lease> {
+        &self.api
+    }
+
+    /// Every lock of a run.
+    ///
+    /// # Errors
+    /// The request failed.
+    pub(super) async fn of_backup(&self, backup_uid: &str) -> Result<Vec<Lock>, RequestError> {
         self.list(&format!("{LEASE_LABEL}={WORKLOAD_LEASE},{BACKUP_UID_LABEL}={backup_uid}")).await
     }
 
