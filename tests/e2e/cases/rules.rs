@@ -91,7 +91,8 @@ async fn paced(world: &mut World) -> Outcome {
     });
     ensure!(waited.count() == 1, "exactly one of two runs waits for its place");
     point::verify(&world.cluster, &one).await?;
-    point::verify(&world.cluster, &other).await
+    point::verify(&world.cluster, &other).await?;
+    Ok(())
 }
 
 /// Without a policy of its own the namespace gets the rule's, which runs at once.
@@ -112,5 +113,6 @@ async fn stamped(world: &World) -> Outcome {
         Ok(Look::at(found, format!("{:?}", ours.map(point::outcome_of))))
     })
     .await?;
-    point::verify(&world.cluster, &run).await
+    point::verify(&world.cluster, &run).await?;
+    Ok(())
 }
