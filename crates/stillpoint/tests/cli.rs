@@ -270,7 +270,7 @@ fn explain_names_the_field_that_is_wrong() {
 }
 
 #[test]
-fn the_definitions_are_five_documents_that_parse() {
+fn every_definition_is_a_document_that_parses() {
     let output = stillpoint(&["crd"], "");
     assert_eq!(code(&output), 0);
     let kinds: Vec<String> = stdout(&output)
@@ -278,7 +278,10 @@ fn the_definitions_are_five_documents_that_parse() {
         .filter_map(|line| line.strip_prefix("    kind: "))
         .map(str::to_owned)
         .collect();
-    assert_eq!(kinds, ["BackupPolicy", "Backup", "Restore", "HookTemplate", "ClusterHookTemplate"]);
+    assert_eq!(
+        kinds,
+        ["BackupPolicy", "Backup", "Restore", "HookTemplate", "ClusterHookTemplate", "ProtectionRule"]
+    );
 }
 
 #[test]

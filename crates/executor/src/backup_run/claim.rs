@@ -14,6 +14,11 @@ use crate::ownership::quiesce::{self, Quiesce};
 use crate::ownership::workload::Locks;
 use crate::run::Reason;
 
+/// How often a release is tried: an API server that was away for a moment must not leave a workload locked until the next
+/// sweep, which is minutes away.
+const RELEASE_TRIES: u32 = 20;
+/// Pause between two tries.
+const RELEASE_AGAIN: Duration = Duration::from_secs(1);
 /// How long a stopping controller tries to give a claim up.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 
@@ -73,8 +78,14 @@ impl BackupRun {
     /// be released now is swept.
     pub(super) async fn release(&self) -> Result<(), JournalError> {
         let uid = self.journal.lock().await.backup().uid().unwrap_or_default();
-        if let Err(error) = Locks::new(&self.context).release(&uid).await {
-            warn!(namespace = self.labels.namespace, %error, "a workload lock was not released; it is swept later");
+        let locks = Locks::new(&self.context);
+        let mut tries = 0;
+        while let Err(error) = locks.release(&uid).await {
+            tries += 1;
+            if tries == RELEASE_TRIES || self.rest(RELEASE_AGAIN).await {
+                warn!(namespace = self.labels.namespace, %error, "a workload lock was not released; it is swept later");
+                break;
+            }
         }
         self.turns.free();
         Ok(())
