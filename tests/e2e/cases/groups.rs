@@ -11,7 +11,7 @@ use stillpoint_api::backup::{GROUP_LABEL, Phase};
 use stillpoint_api::evidence::{Consistency, GroupEvidence, Offset};
 use stillpoint_api::group_snapshot::{VolumeGroupSnapshot, VolumeGroupSnapshotContent};
 use stillpoint_e2e::ledger::Line;
-use stillpoint_e2e::load::{Engine, Load};
+use stillpoint_e2e::load::{Bounds, Engine, Load};
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::{GROUPED, RUN_WITHIN, SEQUENTIAL, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, point};
@@ -108,7 +108,7 @@ pub async fn write_ordered(world: &mut World) -> Outcome {
     let labelled = claims.list(&ListParams::default().labels(GROUP_LABEL)).await?.items.len();
     ensure!(labelled == 0, "{labelled} claims still carry the group's label");
 
-    // Both copies together: what was acknowledged before THAW is in, nothing begun after FROZEN is.
+    // Both copies together.
     let name = backup.name_any();
     let run =
         ["restore", "run", "--backup", &name, "--prefix", "copy-", "--wait", "--timeout", "2m", "-o", "json"];
@@ -125,8 +125,12 @@ pub async fn write_ordered(world: &mut World) -> Outcome {
             "  volumes:\n",
             "  volumes:\n  - {name: redo, persistentVolumeClaim: {claimName: copy-redo-mariadb-0}}\n",
         );
-    let (before, after) = (thaw_sent.as_microsecond(), frozen.as_microsecond());
-    let checked = load.check_server("restored", &manifest, before, after).await?;
+    let bounds = Bounds {
+        acked_before: thaw_sent.as_microsecond(),
+        started_after: frozen.as_microsecond(),
+        cut: Some(cut.as_microsecond()),
+    };
+    let checked = load.check_server("restored", &manifest, &bounds).await?;
     let storage = Offset(window.cut_end.present("cutEnd")?.0 - window.cut_start.present("cutStart")?.0);
     println!(
         "        window {:.1} ms, of which {:.1} ms from the request to the group's handle; one cut of two disks, {} commits \

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stillpoint_api::policy::Continuity;
-use stillpoint_e2e::load::Engine;
+use stillpoint_e2e::load::{Bounds, Engine};
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::{MARIADB, MARIADB_LOG, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, fail, point};
@@ -79,7 +79,7 @@ async fn held(world: &mut World, namespace: &str, options: Option<&str>, grade: 
     let claims = restore.status.present("the Restore's status")?.claims;
     let claim = &claims.first().present("the new claim")?.claim_name;
     // A commit begun after FROZEN would be in the copy, or acknowledged before THAW and not in it.
-    let checked = load.check_copy(claim, instants.thaw_sent, instants.frozen).await?;
+    let checked = load.check_copy(claim, &Bounds::held(&instants)).await?;
     let window = status.window.as_ref().and_then(|window| window.frozen_seconds).unwrap_or_default();
     println!(
         "        {namespace}: held {:.0} ms, {} commits before THAW all in the copy, none begun after FROZEN",

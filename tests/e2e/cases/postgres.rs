@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use stillpoint_api::Backup;
 use stillpoint_api::backup::Trigger;
-use stillpoint_e2e::load::Engine;
+use stillpoint_e2e::load::{Bounds, Engine};
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::{POSTGRES, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, fail, point};
@@ -81,8 +81,7 @@ pub async fn restored_copy_is_exact(world: &mut World) -> Outcome {
     let backup = backups.get(&status.backup.present("status.backup")?).await?;
     let instants = point::verify(&world.cluster, &backup).await?;
     let claim = status.claims.first().present("the new claim")?;
-    let (from, to) = (instants.cut.from.as_microsecond(), instants.cut.to.as_microsecond());
-    let checked = load.check_copy(&claim.claim_name, from, to).await?;
+    let checked = load.check_copy(&claim.claim_name, &Bounds::observed(&instants.cut)).await?;
     println!(
         "        postgres: {} of {} acknowledged commits in the copy, {} rows",
         checked.expected, checked.expected, checked.rows

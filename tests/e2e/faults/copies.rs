@@ -6,6 +6,7 @@ use futures::future::join_all;
 use kube::ResourceExt as _;
 use stillpoint_api::backup::Phase;
 use stillpoint_api::evidence::Consistency;
+use stillpoint_e2e::load::Bounds;
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Present as _, Problem, point};
 
@@ -43,15 +44,14 @@ async fn newest(world: &World, database: &Database) -> Outcome<bool> {
     });
     points.sort_by_key(|backup| backup.metadata.creation_timestamp.clone().map(|time| time.0));
     let Some(backup) = points.last() else { return Ok(false) };
-    let (before, after) = if database.locks() {
+    let bounds = if database.locks() {
         let instants = point::verify(&world.cluster, backup).await?;
-        (instants.thaw_sent, instants.frozen)
+        Bounds::held(&instants)
     } else {
         let member =
             backup.status.as_ref().and_then(|status| status.members.first()).present("the member")?;
         let uid = member.volume_snapshot_uid.as_deref().present("members[0].volumeSnapshotUID")?;
-        let cut = world.cluster.ledger.cut_of(uid)?;
-        (cut.from.as_microsecond(), cut.to.as_microsecond())
+        Bounds::observed(&world.cluster.ledger.cut_of(uid)?)
     };
     let name = backup.name_any();
     let prefix = format!("{name}-");
@@ -62,6 +62,6 @@ async fn newest(world: &World, database: &Database) -> Outcome<bool> {
         serde_json::from_str(&printed).map_err(|error| Problem(format!("{error}: {printed}")))?;
     let claims = restore.status.present("the Restore's status")?.claims;
     let claim = &claims.first().present("the new claim")?.claim_name;
-    database.load.check_copy(claim, before, after).await?;
+    database.load.check_copy(claim, &bounds).await?;
     Ok(true)
 }

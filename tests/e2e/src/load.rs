@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cluster::Cluster;
+use crate::ledger::TrueCut;
+use crate::point::Instants;
 use crate::wait::{Look, until};
 use crate::{Outcome, Problem};
 
@@ -89,6 +91,31 @@ pub struct Checked {
     pub rows: u64,
 }
 
+/// What a copy must have and cannot have; microseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Every commit acknowledged by then must be there.
+    pub acked_before: i64,
+    /// None begun after then may be.
+    pub started_after: i64,
+    /// When the cut began, where commits were held: one begun by `started_after` and acknowledged later than this may be missing. It
+    /// was past the lock at FROZEN and waited for its log to be flushed, which MariaDB does after it let the lock go.
+    pub cut: Option<i64>,
+}
+
+impl Bounds {
+    /// Of a copy under a hold: nothing is acknowledged from the cut to THAW but what was past the lock.
+    pub fn held(instants: &Instants) -> Self {
+        let Instants { cut, frozen, thaw_sent } = instants;
+        Self { acked_before: *thaw_sent, started_after: *frozen, cut: Some(cut.from.as_microsecond()) }
+    }
+
+    /// Of a copy of a database that nobody held.
+    pub fn observed(cut: &TrueCut) -> Self {
+        Self { acked_before: cut.from.as_microsecond(), started_after: cut.to.as_microsecond(), cut: None }
+    }
+}
+
 /// The load of one database.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -150,15 +177,13 @@ impl Load {
 
     /// Starts the engine on a copied claim, compares every row with the writers' log, and removes pod and claim.
     ///
-    /// Every commit acknowledged by `acked_before` must be there; none begun after `started_after` may be.
-    ///
     /// # Errors
     /// The copy does not start, or it is not exact.
-    pub async fn check_copy(&self, claim: &str, acked_before: i64, started_after: i64) -> Outcome<Checked> {
+    pub async fn check_copy(&self, claim: &str, bounds: &Bounds) -> Outcome<Checked> {
         let pod = format!("restored-{claim}");
         let fixture = format!("tests/cluster/fixtures/restored-{}.yaml", self.engine.name());
         let text = self.cluster.read(&fixture)?.replace("${NAME}", &pod).replace("${CLAIM}", claim);
-        let checked = self.check_server(&pod, &text, acked_before, started_after).await?;
+        let checked = self.check_server(&pod, &text, bounds).await?;
         let gone = ["-n", &self.namespace, "delete", "pvc", claim, "--wait=true", "--timeout=60s"];
         self.cluster.kubectl(&gone, None).await?.good("delete the restored claim")?;
         Ok(checked)
@@ -168,13 +193,7 @@ impl Load {
     ///
     /// # Errors
     /// The server does not start, or its data is not exact.
-    pub async fn check_server(
-        &self,
-        pod: &str,
-        manifest: &str,
-        acked_before: i64,
-        started_after: i64,
-    ) -> Outcome<Checked> {
+    pub async fn check_server(&self, pod: &str, manifest: &str, bounds: &Bounds) -> Outcome<Checked> {
         self.cluster.apply(manifest, &self.namespace).await?;
         let n = self.namespace.as_str();
         until("the restored server to be ready", STARTS_WITHIN, async || {
@@ -187,8 +206,9 @@ impl Load {
             Ok(if seen.starts_with("Running true") { Look::Done(()) } else { Look::NotYet(seen) })
         })
         .await?;
-        let (before, after) = (acked_before.to_string(), started_after.to_string());
-        let check = [
+        let (before, after) = (bounds.acked_before.to_string(), bounds.started_after.to_string());
+        let cut = bounds.cut.map(|cut| cut.to_string());
+        let mut check = vec![
             "python3",
             "/fixtures/load.py",
             "check",
@@ -199,6 +219,9 @@ impl Load {
             "--started-after",
             &after,
         ];
+        if let Some(cut) = &cut {
+            check.extend(["--cut", cut]);
+        }
         let arguments = [&["-n", n, "exec", "-i", pod, "--"][..], &check[..]].concat();
         let printed = self.cluster.kubectl(&arguments, Some(self.log().await?.into_bytes())).await?;
         let line = printed.stdout.lines().last().unwrap_or_default();
