@@ -257,10 +257,10 @@ async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
     let uid = policy.uid().unwrap_or_default();
     let backups: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
-    let name = backup_name(&policy.name_any(), &uid, start.slot);
+    let policy_name = policy.name_any();
+    let name = backup_name(&policy_name, &uid, start.slot);
     for (suffix, foreign) in [("", false), (FOREIGN_SUFFIX, true)] {
-        let place = (namespace, policy.name_any());
-        let backup = new_backup((place.0, &place.1, &uid), &format!("{name}{suffix}"), start);
+        let backup = new_backup((namespace, &policy_name, &uid), &format!("{name}{suffix}"), start);
         if foreign {
             let note = format!(
                 "{name} exists and was not created by the scheduler; the slot runs as {name}{suffix}"

@@ -47,51 +47,44 @@ pub enum Ask {
 }
 
 /// Serves until stdin ends.
-pub fn serve() -> Outcome<bool> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .present("start the asynchronous runtime")?;
-    runtime.block_on(async {
-        let root = std::env::temp_dir().join(format!("stillpoint-scale-server-{}", std::process::id()));
-        let options = SimOptions {
-            history: HISTORY,
-            record: Some("backups".to_owned()),
-            // The points have no snapshots here, and without this API nobody misses them.
-            snapshot_api: false,
-            group_api: false,
-            ..SimOptions::api_only(&root)
-        };
-        let cluster = SimCluster::start(options).await.present("start the embedded API server")?;
-        let definitions: kube::Api<
-            k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-        > = kube::Api::all(cluster.client());
-        for definition in stillpoint_api::crd::all() {
-            definitions
-                .create(&kube::api::PostParams::default(), &definition)
-                .await
-                .present("create the definitions")?;
-        }
-        say(&json!({"kubeconfig": cluster.kubeconfig_yaml()}))?;
-        let mut made: Vec<Member> = Vec::new();
-        let (lines, mut asked) = tokio::sync::mpsc::channel(4);
-        std::thread::spawn(move || {
-            for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-                if lines.blocking_send(line).is_err() {
-                    return;
-                }
+pub async fn serve() -> Outcome<bool> {
+    let root = std::env::temp_dir().join(format!("stillpoint-scale-server-{}", std::process::id()));
+    let options = SimOptions {
+        history: HISTORY,
+        record: Some("backups".to_owned()),
+        // The points have no snapshots here, and without this API nobody misses them.
+        snapshot_api: false,
+        group_api: false,
+        ..SimOptions::api_only(&root)
+    };
+    let cluster = SimCluster::start(options).await.present("start the embedded API server")?;
+    let definitions: kube::Api<
+        k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    > = kube::Api::all(cluster.client());
+    for definition in stillpoint_api::crd::all() {
+        definitions
+            .create(&kube::api::PostParams::default(), &definition)
+            .await
+            .present("create the definitions")?;
+    }
+    say(&json!({"kubeconfig": cluster.kubeconfig_yaml()}))?;
+    let mut made: Vec<Member> = Vec::new();
+    let (lines, mut asked) = tokio::sync::mpsc::channel(4);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if lines.blocking_send(line).is_err() {
+                return;
             }
-        });
-        while let Some(line) = asked.recv().await {
-            let ask: Ask = serde_json::from_str(&line).present("read a command")?;
-            let answer = answer(&cluster, ask, &mut made).await?;
-            say(&answer)?;
         }
-        let _ = cluster.shutdown().await;
-        let _ = std::fs::remove_dir_all(&root);
-        Ok(true)
-    })
+    });
+    while let Some(line) = asked.recv().await {
+        let ask: Ask = serde_json::from_str(&line).present("read a command")?;
+        let answer = answer(&cluster, ask, &mut made).await?;
+        say(&answer)?;
+    }
+    let _ = cluster.shutdown().await;
+    let _ = std::fs::remove_dir_all(&root);
+    Ok(true)
 }
 
 fn say(answer: &Value) -> Outcome<()> {

@@ -60,7 +60,7 @@ impl Locks {
             Verdict::Go => {
                 let full = self.take_all(backup, bounds, now).await.map_err(failed)?;
                 if full.is_none() {
-                    self.end_wait(&us.backup_uid, &mine).await.map_err(failed)?;
+                    self.end_wait(&us, &mine).await.map_err(failed)?;
                     return Ok(());
                 }
                 full.map(|bound| (bound, 0))
@@ -134,8 +134,8 @@ impl Locks {
         self.hold(backup, &name, "a ticket for a freeze", Some(text), now).await.map(|_| ())
     }
 
-    async fn end_wait(&self, backup_uid: &str, mine: &[&Lock]) -> Result<(), RequestError> {
-        let name = format!("{TICKET}{backup_uid}");
+    async fn end_wait(&self, us: &Ticket, mine: &[&Lock]) -> Result<(), RequestError> {
+        let name = ticket_name(us);
         match mine.iter().find(|lock| lock.name() == name) {
             Some(ticket) => self.remove(ticket).await,
             None => Ok(()),
