@@ -138,8 +138,26 @@ impl World {
                 Place::InCluster => Controller::deploy(&self.cluster, &self.out, self.started, start).await?,
             };
             self.controller = Some(started);
+            self.show_to_prometheus()?;
         }
         self.controller.as_mut().present("the controller")
+    }
+
+    /// Has Prometheus scrape the controller, and each that replaces it.
+    ///
+    /// # Errors
+    /// It cannot be told where the controller is.
+    pub fn watched_by(&mut self, monitoring: Monitoring) -> Outcome {
+        self.monitoring = Some(monitoring);
+        self.show_to_prometheus()
+    }
+
+    fn show_to_prometheus(&mut self) -> Outcome {
+        let address = self.controller.as_ref().and_then(Controller::address);
+        match (&mut self.monitoring, address) {
+            (Some(monitoring), Some(address)) => monitoring.scrape(address),
+            _ => Ok(()),
+        }
     }
 
     /// The running controller, if there is one.
