@@ -53,9 +53,8 @@ enum About {
 /// Where the samples of one policy, or of one namespace, go.
 struct Samples<'a> {
     out: &'a mut String,
-    name: &'static str,
-    namespace: &'a str,
-    policy: Option<&'a str>,
+    /// What every sample begins with: name and first labels, without the last quote.
+    head: &'a str,
 }
 
 impl std::fmt::Debug for Family {
@@ -83,18 +82,18 @@ impl Family {
         let mut headed = false;
         std::iter::from_fn(move || {
             let after: Option<(String, String)> = place.take()?;
-            let mut page = String::new();
+            let (mut page, mut head) = (String::new(), String::new());
             let name = self.name;
             let last = match self.samples {
                 About::Policy(samples) => facts.page(after.as_ref(), &mut |found| {
-                    let (namespace, policy) = (found.namespace, Some(found.policy));
-                    samples(found, &mut Samples { out: &mut page, name, namespace, policy });
+                    begin(&mut head, name, found.namespace, Some(found.policy));
+                    samples(found, &mut Samples { out: &mut page, head: &head });
                 }),
                 // Namespaces are fewer by far: one page.
                 About::Namespace(samples) => {
                     facts.namespaces(&mut |found| {
-                        let namespace = found.namespace;
-                        samples(found, &mut Samples { out: &mut page, name, namespace, policy: None });
+                        begin(&mut head, name, found.namespace, None);
+                        samples(found, &mut Samples { out: &mut page, head: &head });
                     });
                     None
                 }
@@ -127,26 +126,48 @@ impl Samples<'_> {
     }
 
     fn labelled(&mut self, labels: &[(&str, &str)], value: f64) {
-        self.out.push_str(self.name);
-        self.out.push_str("{namespace=\"");
-        escape(self.namespace, self.out);
-        if let Some(policy) = self.policy {
-            self.out.push_str("\",policy=\"");
-            escape(policy, self.out);
-        }
+        self.out.push_str(self.head);
         for (name, text) in labels {
             self.out.push_str("\",");
             self.out.push_str(name);
             self.out.push_str("=\"");
             escape(text, self.out);
         }
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.out, "\"}} {value}");
+        self.out.push_str("\"} ");
+        number(value, self.out);
+        self.out.push('\n');
+    }
+}
+
+/// What the samples of one policy, or of one namespace, begin with.
+fn begin(head: &mut String, name: &str, namespace: &str, policy: Option<&str>) {
+    head.clear();
+    head.push_str(name);
+    head.push_str("{namespace=\"");
+    escape(namespace, head);
+    if let Some(policy) = policy {
+        head.push_str("\",policy=\"");
+        escape(policy, head);
+    }
+}
+
+/// Appends a value. Most are whole and small, and many are 0: those need no search for the shortest decimal.
+fn number(value: f64, out: &mut String) {
+    if value == 0.0 {
+        out.push('0');
+    } else if value.fract() == 0.0 && value.abs() < 1e15 {
+        // Below 2^53 it is exact. Writing to a String cannot fail.
+        let _ = write!(out, "{}", value as i64);
+    } else {
+        let _ = write!(out, "{value}");
     }
 }
 
 /// Appends a label value.
 pub(crate) fn escape(text: &str, out: &mut String) {
+    if !text.contains(['\\', '"', '\n']) {
+        return out.push_str(text);
+    }
     for letter in text.chars() {
         match letter {
             '\\' => out.push_str("\\\\"),

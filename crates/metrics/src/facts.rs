@@ -5,9 +5,11 @@
 //! reference back at once; a policy of the same name adopts the points of its predecessor (docs/api.md).
 //! A Backup costs about fifty bytes here whatever evidence it carries.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -53,9 +55,12 @@ pub struct PolicyFacts<'a> {
     pub policy: &'a str,
     /// What its object says.
     pub spec: &'a PolicyProjection,
-    /// What its Backups say.
-    pub points: PointFacts,
+    /// What its Backups say, computed when a family asks: most do not.
+    pub points: LazyPoints<'a>,
 }
+
+/// Facts that are computed when they are first read.
+pub type LazyPoints<'a> = LazyCell<PointFacts, Box<dyn FnOnce() -> PointFacts + 'a>>;
 
 /// What a policy's object says.
 #[derive(Clone, Debug, PartialEq)]
@@ -387,7 +392,8 @@ impl Facts for FactsStore {
             last = Some(key);
             let (namespace, policy) = key;
             if let Some(spec) = &entry.policy {
-                visit(&PolicyFacts { namespace, policy, spec, points: summarise(entry.backups.iter()) });
+                let points: LazyPoints<'_> = LazyCell::new(Box::new(|| summarise(entry.backups.iter())));
+                visit(&PolicyFacts { namespace, policy, spec, points });
             }
         }
         None
@@ -490,11 +496,11 @@ fn summarise(backups: impl Iterator<Item = BackupProjection>) -> PointFacts {
             newest_run = Some(finished);
             facts.last_run_seconds = Some(finished.duration_since(started).as_secs_f64().max(0.0));
         }
-        if let Some((at, seconds)) = backup.freeze
+        if let Some((at, length)) = backup.freeze
             && newest_freeze.is_none_or(|newest| at > newest)
         {
             newest_freeze = Some(at);
-            facts.last_freeze_seconds = Some(seconds);
+            facts.last_freeze_seconds = Some(length.as_secs_f64());
         }
     }
     facts
@@ -585,7 +591,10 @@ fn project_backup(backup: &Backup) -> BackupProjection {
         cut_spread: spread.map(|spread| spread.as_secs_f32()),
         restore_bytes: sizes.filter_map(|size| u64::try_from(size).ok()).sum(),
         claims: status.kept_members().map(|member| member.claim_name.clone()).collect(),
-        freeze: window.and_then(|window| Some((window.started_at.as_ref()?.0, window.frozen_seconds?))),
+        freeze: window.and_then(|window| {
+            let length = Duration::try_from_secs_f64(window.frozen_seconds?).ok()?;
+            Some((window.started_at.as_ref()?.0, length))
+        }),
     }
 }
 

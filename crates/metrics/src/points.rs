@@ -1,8 +1,9 @@
-//! What the Backups of one policy say, in less than a hundred bytes each.
+//! What the Backups of one policy say, in sixty-four bytes each.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -10,6 +11,11 @@ use crate::facts::PointState;
 
 /// No time, in microseconds since 1970.
 const NEVER: i64 = i64::MIN;
+
+const HELD: u8 = 1;
+const LEFT_QUIESCED: u8 = 2;
+/// The list that is under way showed it.
+const SEEN: u8 = 4;
 
 /// What one Backup says.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +27,8 @@ pub(crate) struct BackupProjection {
     pub started: Option<Timestamp>,
     pub frozen_since: Option<Timestamp>,
     pub left_quiesced: bool,
-    pub freeze: Option<(Timestamp, f64)>,
+    /// Its start and its length, of which microseconds are remembered, for at most 71 minutes.
+    pub freeze: Option<(Timestamp, Duration)>,
     pub finished: Option<Timestamp>,
     pub cut_spread: Option<f32>,
     pub restore_bytes: u64,
@@ -32,6 +39,8 @@ pub(crate) struct BackupProjection {
 /// The Backups of one policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Points {
+    /// The lists of claims that rows have, each once; a place that no row has is used again.
+    lists: Box<[Arc<[String]>]>,
     rows: Vec<Row>,
 }
 
@@ -55,20 +64,19 @@ pub(crate) struct Shared<T: ?Sized> {
 struct Row {
     id: Id,
     point: i64,
-    freeze_at: i64,
-    freeze_seconds: f64,
+    started: i64,
     finished: i64,
+    frozen_since: i64,
     restore_bytes: u64,
-    claims: Arc<[String]>,
+    /// Seconds since 1970, 0 for none: it only tells which window is the newest.
+    freeze_at: u32,
+    freeze_micros: u32,
     /// No number: none.
     cut_spread: f32,
+    /// Which of the lists of claims.
+    list: u16,
     state: PointState,
-    held: bool,
-    left_quiesced: bool,
-    /// The list that is under way showed it.
-    seen: bool,
-    started: i64,
-    frozen_since: i64,
+    flags: u8,
 }
 
 impl Ids {
@@ -82,22 +90,23 @@ impl Points {
     /// Notes a Backup.
     pub(crate) fn insert(&mut self, id: Id, backup: BackupProjection) {
         let micros = |at: Option<Timestamp>| at.map_or(NEVER, |at| at.as_microsecond());
-        let same = self.rows.iter().find(|known| known.claims == backup.claims);
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let list = self.list(backup.claims);
         let row = Row {
             id,
-            finished: micros(backup.finished),
-            restore_bytes: backup.restore_bytes,
-            claims: same.map_or(backup.claims, |same| Arc::clone(&same.claims)),
-            cut_spread: backup.cut_spread.unwrap_or(f32::NAN),
             point: micros(backup.point),
-            freeze_at: micros(backup.freeze.map(|(at, _)| at)),
-            freeze_seconds: backup.freeze.map_or(0.0, |(_, seconds)| seconds),
-            state: backup.state,
-            held: backup.held,
-            left_quiesced: backup.left_quiesced,
-            seen: true,
             started: micros(backup.started),
+            finished: micros(backup.finished),
             frozen_since: micros(backup.frozen_since),
+            restore_bytes: backup.restore_bytes,
+            freeze_at: backup.freeze.map_or(0, |(at, _)| u32::try_from(at.as_second()).unwrap_or(u32::MAX)),
+            freeze_micros: backup
+                .freeze
+                .map_or(0, |(_, length)| u32::try_from(length.as_micros()).unwrap_or(u32::MAX)),
+            cut_spread: backup.cut_spread.unwrap_or(f32::NAN),
+            list,
+            state: backup.state,
+            flags: flag(backup.held, HELD) | flag(backup.left_quiesced, LEFT_QUIESCED) | SEEN,
         };
         match self.rows.iter_mut().find(|known| known.id == id) {
             Some(known) => *known = row,
@@ -109,6 +118,28 @@ impl Points {
                 self.rows.push(row);
             }
         }
+    }
+
+    /// The place of a list of claims.
+    fn list(&mut self, claims: Arc<[String]>) -> u16 {
+        let known = self.lists.iter().position(|known| *known == claims);
+        let place = known.unwrap_or_else(|| {
+            let used = |place: usize| self.rows.iter().any(|row| usize::from(row.list) == place);
+            (0..self.lists.len()).find(|place| !used(*place)).unwrap_or(self.lists.len())
+        });
+        // More different lists than that are no policy's: such a Backup counts as one without claims.
+        let Ok(index) = u16::try_from(place) else { return u16::MAX };
+        if let Some(list) = self.lists.get_mut(place) {
+            *list = claims;
+        } else {
+            let lists = std::mem::take(&mut self.lists).into_vec();
+            self.lists = lists.into_iter().chain([claims]).collect();
+        }
+        index
+    }
+
+    fn claims(&self, row: &Row) -> Option<&Arc<[String]>> {
+        self.lists.get(usize::from(row.list))
     }
 
     /// Forgets a Backup.
@@ -128,17 +159,18 @@ impl Points {
 
     /// The claims of each that is ready.
     pub(crate) fn claims_of_ready(&self) -> impl Iterator<Item = &Arc<[String]>> {
-        self.rows.iter().filter(|row| row.state == PointState::Ready).map(|row| &row.claims)
+        let ready = self.rows.iter().filter(|row| row.state == PointState::Ready);
+        ready.filter_map(|row| self.claims(row))
     }
 
     /// A list begins: nothing was seen of it.
     pub(crate) fn forget_seen(&mut self) {
-        self.rows.iter_mut().for_each(|row| row.seen = false);
+        self.rows.iter_mut().for_each(|row| row.flags &= !SEEN);
     }
 
     /// The list has ended: what it did not show is gone.
     pub(crate) fn keep_seen(&mut self) {
-        self.rows.retain(|row| row.seen);
+        self.rows.retain(|row| row.flags & SEEN != 0);
     }
 
     /// All of them.
@@ -148,16 +180,19 @@ impl Points {
         };
         self.rows.iter().map(move |row| BackupProjection {
             state: row.state,
-            held: row.held,
+            held: row.flags & HELD != 0,
             point: time(row.point),
             started: time(row.started),
             frozen_since: time(row.frozen_since),
-            left_quiesced: row.left_quiesced,
-            freeze: time(row.freeze_at).map(|at| (at, row.freeze_seconds)),
+            left_quiesced: row.flags & LEFT_QUIESCED != 0,
+            freeze: (row.freeze_at != 0).then(|| {
+                let at = Timestamp::from_second(row.freeze_at.into()).unwrap_or(Timestamp::MAX);
+                (at, Duration::from_micros(row.freeze_micros.into()))
+            }),
             finished: time(row.finished),
             cut_spread: (!row.cut_spread.is_nan()).then_some(row.cut_spread),
             restore_bytes: row.restore_bytes,
-            claims: Arc::clone(&row.claims),
+            claims: self.claims(row).cloned().unwrap_or_default(),
         })
     }
 }
@@ -197,7 +232,7 @@ mod tests {
             started: None,
             frozen_since: None,
             left_quiesced: false,
-            freeze: Some((at, 0.07)),
+            freeze: Some(("2026-11-21T02:00:01Z".parse().unwrap(), Duration::from_micros(70_001))),
             finished: Some(at),
             cut_spread: Some(0.25),
             restore_bytes: 1 << 40,
@@ -219,13 +254,37 @@ mod tests {
         points.insert(ids.of("b"), ready.clone());
         points.insert(ids.of("b"), running.clone());
         assert_eq!(points.iter().collect::<Vec<_>>(), [ready.clone(), running]);
-        assert!(size_of::<Row>() <= 96);
+        assert!(size_of::<Row>() <= 64);
         points.forget_seen();
         points.insert(ids.of("b"), ready.clone());
         points.keep_seen();
         assert_eq!(points.iter().count(), 1);
         points.remove(ids.of("b"));
         assert!(points.is_empty());
+    }
+
+    #[test]
+    fn each_backup_keeps_its_own_claims() {
+        let of = |claim: u32| BackupProjection {
+            state: PointState::Ready,
+            held: false,
+            point: None,
+            started: None,
+            frozen_since: None,
+            left_quiesced: false,
+            freeze: None,
+            finished: None,
+            cut_spread: None,
+            restore_bytes: 0,
+            claims: vec![format!("data-{claim}")].into(),
+        };
+        let (ids, mut points) = (Ids::default(), Points::default());
+        (0..40).for_each(|claim| points.insert(ids.of(&format!("b{}", claim / 2)), of(claim)));
+        let found: Vec<String> = points.claims_of_ready().map(|claims| claims[0].clone()).collect();
+        let expected: Vec<String> = (0..20).map(|number| format!("data-{}", number * 2 + 1)).collect();
+        assert_eq!(found, expected);
+        // A list that no Backup has any more gives its place away.
+        assert!(points.lists.len() <= 21, "{}", points.lists.len());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! some hundred bytes more (docs/figures.md, Scale).
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
@@ -116,6 +117,10 @@ impl Ending {
     }
 }
 
+/// Every ending there is, whether a series of it starts at 0, and its labels: the same for every policy.
+static ENDINGS: LazyLock<Vec<(Ending, bool, String)>> =
+    LazyLock::new(|| Ending::all().map(|ending| (ending, ending.possible(), ending.labels())).collect());
+
 impl Series {
     /// Its applications are these from now on: those that stay keep their series.
     pub(crate) fn set_applications<A: AsRef<str>>(&mut self, names: &[A]) {
@@ -154,11 +159,18 @@ impl Series {
 
     /// The runs that ended, as text: every possible ending, and what was counted although it is not.
     pub(crate) fn render_ended(&self, name: &str, labels: &str, out: &mut String) {
-        for ending in Ending::all() {
-            let count = self.ended.iter().find(|(known, _)| *known == ending).map(|(_, count)| *count);
-            if let Some(count) = count.or_else(|| ending.possible().then_some(0)) {
-                let _ = writeln!(out, "{name}{{{labels},{}}} {count}", ending.labels());
+        for (ending, possible, of_ending) in &*ENDINGS {
+            let count = self.ended.iter().find(|(known, _)| known == ending).map(|(_, count)| *count);
+            let Some(count) = count.or_else(|| possible.then_some(0)) else { continue };
+            for part in [name, "{", labels, ",", of_ending, "} "] {
+                out.push_str(part);
             }
+            if count == 0 {
+                out.push('0');
+            } else {
+                let _ = write!(out, "{count}");
+            }
+            out.push('\n');
         }
     }
 
