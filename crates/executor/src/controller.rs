@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::Event;
-use kube::{Api, ResourceExt};
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, ResourceExt};
 use stillpoint_api::backup::{Backup, SNAPSHOTS_FINALIZER};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
@@ -39,6 +41,23 @@ const HELD_AGAIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
 type Key = (String, String);
+
+/// What a watch of Backups shows, which lists again after every error; one that cannot be read is shown as such.
+pub type BackupEvents = BoxStream<'static, Result<Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>>;
+
+/// A watch of all Backups, for [`run_with`] and for whoever else reads the same one: it ends never, and lists again after every
+/// error, so that `InitDone` says that it shows the present state.
+pub fn backup_events(client: &Client) -> BackupEvents {
+    let events = steady_watch(Api::<DeserializeGuard<Backup>>::all(client.clone()), OPEN_AGAIN_AFTER);
+    let shared = |event| match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(backup) => Event::InitApply(Arc::new(backup)),
+        Event::Apply(backup) => Event::Apply(Arc::new(backup)),
+        Event::Delete(backup) => Event::Delete(Arc::new(backup)),
+    };
+    events.map(move |event| event.map(shared).map_err(Arc::new)).boxed()
+}
 
 /// Why the controller ended.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +116,21 @@ pub async fn run(
     listed: watch::Sender<bool>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ControllerError> {
+    let events = backup_events(&context.client);
+    run_with(context, events, listed, shutdown).await
+}
+
+/// The same with Backups as `events` shows them. Nothing is taken from it before this replica's own Lease is held, and nothing
+/// any more while its runs are stopped.
+///
+/// # Errors
+/// The watch ended.
+pub async fn run_with(
+    context: Context,
+    mut events: BackupEvents,
+    listed: watch::Sender<bool>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ControllerError> {
     let shared = Arc::new(Shared {
         happenings: Happenings::new(context.client.clone(), context.ownership.identity()),
         turns: Arc::new(Turns::default()),
@@ -106,8 +140,6 @@ pub async fn run(
         waiting: Mutex::default(),
         context,
     });
-    let api: Api<Backup> = Api::all(shared.context.client.clone());
-    let mut events = steady_watch(api, OPEN_AGAIN_AFTER);
     let mut tasks: JoinSet<Key> = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     let ownership = shared.context.ownership.clone();
@@ -142,10 +174,23 @@ pub async fn run(
                 Some(Ok(Event::InitDone)) => {
                     listed.send_replace(true);
                 }
-                Some(Ok(Event::Apply(backup) | Event::InitApply(backup))) => shared.shown(&backup, &mut tasks),
+                Some(Ok(Event::Apply(backup) | Event::InitApply(backup))) => match &backup.0 {
+                    Ok(backup) => shared.shown(backup, &mut tasks),
+                    Err(invalid) => warn!(
+                        namespace = invalid.metadata.namespace,
+                        backup = invalid.metadata.name,
+                        error = invalid.error,
+                        "a Backup cannot be read and is not worked on; reinstall the CRDs of this version"
+                    ),
+                },
                 Some(Ok(Event::Delete(backup))) => {
-                    lock(&shared.needy).remove(&key(&backup));
-                    lock(&shared.waiting).remove(&key(&backup));
+                    let metadata = backup.0.as_ref().map_or_else(|invalid| &invalid.metadata, |read| &read.metadata);
+                    let key = (
+                        metadata.namespace.clone().unwrap_or_default(),
+                        metadata.name.clone().unwrap_or_default(),
+                    );
+                    lock(&shared.needy).remove(&key);
+                    lock(&shared.waiting).remove(&key);
                 }
             },
             Some(done) = tasks.join_next() => match done {
@@ -154,6 +199,8 @@ pub async fn run(
             },
         }
     };
+    // Others may read the same watch, and go on.
+    drop(events);
     // Our Lease is renewed until the last run has ended: a thaw that others took for lost would be recovered twice.
     shared.stop(&mut tasks).await;
     background.shutdown().await;

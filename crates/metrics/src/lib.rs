@@ -15,4 +15,4 @@ pub mod watch;
 pub use facts::{Facts, FactsStore, PolicyFacts};
 pub use registry::{BuildInfo, DeletionResult, HookPhase, Metrics, RunResult};
 pub use server::{DEFAULT_ADDRESS, Endpoints, Part, Process, Readiness, bind, serve};
-pub use watch::feed;
+pub use watch::{feed, feed_with};

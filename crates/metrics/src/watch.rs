@@ -1,4 +1,5 @@
-//! Feeds the store from the API server: one watch of all policies, one of all Backups, one of the metadata of all claims.
+//! Feeds the store from the API server: one watch of all policies, one of all Backups, one of the metadata of all claims. That of
+//! Backups may be one that others read as well: each of them is parsed once then.
 //!
 //! A watch that ends or fails is begun again with back-off by the runtime; the store keeps the last known facts
 //! meanwhile, and `/readyz` says when the first list of policies or Backups is missing.
@@ -6,8 +7,9 @@
 use std::sync::Arc;
 
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use kube::core::PartialObjectMeta;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use stillpoint_api::{Backup, BackupPolicy};
@@ -19,17 +21,43 @@ use crate::server::Readiness;
 /// Backups per page of a list: with their evidence they may have hundreds of KiB each, and a page is in memory whole.
 const BACKUPS_PER_PAGE: u32 = 50;
 
+/// What a watch of Backups shows; one that cannot be read is shown as such.
+pub type BackupEvents =
+    BoxStream<'static, Result<watcher::Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>>;
+
 /// Keeps `store` in step until dropped. Returns only when the watches ended, which they do not by themselves.
 /// `namespace` is the scope; without one, all of them.
 pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsStore>, readiness: &Readiness) {
+    let backups: Api<DeserializeGuard<Backup>> = match &namespace {
+        Some(name) => Api::namespaced(client.clone(), name),
+        None => Api::all(client.clone()),
+    };
+    let config = watcher::Config::default().page_size(BACKUPS_PER_PAGE);
+    let events = watcher(backups, config).default_backoff().map(|event| {
+        let event = event.map_err(Arc::new)?;
+        Ok(match event {
+            watcher::Event::Init => watcher::Event::Init,
+            watcher::Event::InitDone => watcher::Event::InitDone,
+            watcher::Event::InitApply(backup) => watcher::Event::InitApply(Arc::new(backup)),
+            watcher::Event::Apply(backup) => watcher::Event::Apply(Arc::new(backup)),
+            watcher::Event::Delete(backup) => watcher::Event::Delete(Arc::new(backup)),
+        })
+    });
+    feed_with(client, namespace, events.boxed(), store, readiness).await;
+}
+
+/// The same with Backups as `backups` shows them, in the same scope.
+pub async fn feed_with(
+    client: Client,
+    namespace: Option<String>,
+    mut backups: BackupEvents,
+    store: Arc<FactsStore>,
+    readiness: &Readiness,
+) {
     type Claims = Api<PartialObjectMeta<PersistentVolumeClaim>>;
-    let (policies, backups, claims): (Api<BackupPolicy>, Api<Backup>, Claims) = match &namespace {
-        Some(name) => (
-            Api::namespaced(client.clone(), name),
-            Api::namespaced(client.clone(), name),
-            Api::namespaced(client, name),
-        ),
-        None => (Api::all(client.clone()), Api::all(client.clone()), Api::all(client)),
+    let (policies, claims): (Api<BackupPolicy>, Claims) = match &namespace {
+        Some(name) => (Api::namespaced(client.clone(), name), Api::namespaced(client, name)),
+        None => (Api::all(client.clone()), Api::all(client)),
     };
     let policies_ready = readiness.part("metrics: policies listed");
     let backups_ready = readiness.part("metrics: backups listed");
@@ -51,20 +79,27 @@ pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsSto
         }
     };
     let feed_backups = async {
-        let mut events = watcher(backups, watcher::Config::default().page_size(BACKUPS_PER_PAGE))
-            .default_backoff()
-            .boxed();
-        while let Some(event) = events.next().await {
+        while let Some(event) = backups.next().await {
             match event {
                 Ok(watcher::Event::Init) => store.backups_listing(),
-                Ok(watcher::Event::InitApply(backup) | watcher::Event::Apply(backup)) => {
-                    store.backup_applied(&backup);
-                }
+                Ok(watcher::Event::InitApply(backup) | watcher::Event::Apply(backup)) => match &backup.0 {
+                    Ok(backup) => store.backup_applied(backup),
+                    Err(invalid) => warn!(
+                        namespace = invalid.metadata.namespace,
+                        backup = invalid.metadata.name,
+                        error = invalid.error,
+                        "a Backup cannot be read and is in no metric; reinstall the CRDs of this version"
+                    ),
+                },
                 Ok(watcher::Event::InitDone) => {
                     store.backups_listed();
                     backups_ready.ready();
                 }
-                Ok(watcher::Event::Delete(backup)) => store.backup_deleted(&backup),
+                Ok(watcher::Event::Delete(backup)) => {
+                    if let Ok(backup) = &backup.0 {
+                        store.backup_deleted(backup);
+                    }
+                }
                 Err(error) => warn!(%error, "watch of Backups failed; will be retried"),
             }
         }

@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
 use kube::core::DeserializeGuard;
@@ -114,6 +115,10 @@ pub enum SchedulerError {
 
 type Guarded<K> = Result<Event<DeserializeGuard<K>>, watcher::Error>;
 
+/// What a watch of all Backups shows; one that cannot be read is shown as such.
+pub type BackupEvents = BoxStream<'static, Shown>;
+type Shown = Result<Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>;
+
 /// The state of the loop. Owned by one task, so that nothing is locked.
 struct Scheduler {
     context: Arc<Apply>,
@@ -165,12 +170,32 @@ pub async fn run(
     context: SchedulerContext,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), SchedulerError> {
-    let policies = watcher(
-        Api::<DeserializeGuard<BackupPolicy>>::all(context.client.clone()),
-        watcher::Config::default().page_size(PAGE),
-    );
     let backups = watcher(
         Api::<DeserializeGuard<Backup>>::all(context.client.clone()),
+        watcher::Config::default().page_size(PAGE),
+    );
+    let shared = |event| match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(backup) => Event::InitApply(Arc::new(backup)),
+        Event::Apply(backup) => Event::Apply(Arc::new(backup)),
+        Event::Delete(backup) => Event::Delete(Arc::new(backup)),
+    };
+    let backups = backups.default_backoff().map(move |event| event.map(shared).map_err(Arc::new));
+    run_with(context, backups.boxed(), shutdown).await
+}
+
+/// The same with Backups as `backups` shows them: others may read the same watch.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    context: SchedulerContext,
+    backups: BackupEvents,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), SchedulerError> {
+    let policies = watcher(
+        Api::<DeserializeGuard<BackupPolicy>>::all(context.client.clone()),
         watcher::Config::default().page_size(PAGE),
     );
     let (ahead, server_ahead) = watch::channel(None);
@@ -184,7 +209,7 @@ pub async fn run(
     let book = scheduler.context.rules.clone();
     book.expect_lists();
     let ruling = tokio::spawn(rules::run(client, clock, leadership, book));
-    let ended = scheduler.run(policies.default_backoff(), backups.default_backoff(), shutdown).await;
+    let ended = scheduler.run(policies.default_backoff(), backups, shutdown).await;
     server_clock.abort();
     ruling.abort();
     ended?;
@@ -230,7 +255,7 @@ impl Scheduler {
     async fn run(
         &mut self,
         policies: impl Stream<Item = Guarded<BackupPolicy>>,
-        backups: impl Stream<Item = Guarded<Backup>>,
+        backups: impl Stream<Item = Shown>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), SchedulerError> {
         let (mut policies, mut backups, mut shutdown) = (pin!(policies), pin!(backups), pin!(shutdown));
@@ -529,7 +554,7 @@ impl Scheduler {
         self.deletes_wait.remove(key);
     }
 
-    fn backup_event(&mut self, event: Event<DeserializeGuard<Backup>>) {
+    fn backup_event(&mut self, event: Event<Arc<DeserializeGuard<Backup>>>) {
         match event {
             Event::Init => self.projection.backups_listing(),
             Event::InitDone => {
@@ -539,11 +564,11 @@ impl Scheduler {
                 self.backups_listed.done_once = true;
                 self.all_listed();
             }
-            Event::InitApply(DeserializeGuard(guarded)) | Event::Apply(DeserializeGuard(guarded)) => {
-                self.backup_applied(guarded.as_ref());
+            Event::InitApply(backup) | Event::Apply(backup) => {
+                self.backup_applied(backup.0.as_ref());
             }
-            Event::Delete(DeserializeGuard(guarded)) => {
-                if let Ok(backup) = &guarded {
+            Event::Delete(backup) => {
+                if let Ok(backup) = &backup.0 {
                     let touched = self.projection.backup_gone(backup);
                     self.backup_changed(touched);
                 }

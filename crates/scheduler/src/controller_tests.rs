@@ -147,7 +147,7 @@ fn backup(name: &str, policy: &str, phase: &str, cut: &str) -> Value {
     })
 }
 
-type Streams = (mpsc::UnboundedReceiver<Guarded<BackupPolicy>>, mpsc::UnboundedReceiver<Guarded<Backup>>);
+type Streams = (mpsc::UnboundedReceiver<Guarded<BackupPolicy>>, mpsc::UnboundedReceiver<Shown>);
 
 /// A scheduler at 2026-11-14T02:00:01Z, its server and its two watches.
 struct World {
@@ -156,7 +156,7 @@ struct World {
     clock: Arc<ManualClock>,
     ready: watch::Receiver<bool>,
     policies: mpsc::UnboundedSender<Guarded<BackupPolicy>>,
-    backups: mpsc::UnboundedSender<Guarded<Backup>>,
+    backups: mpsc::UnboundedSender<Shown>,
     streams: Option<Streams>,
 }
 
@@ -202,7 +202,7 @@ impl World {
         for backup in backups {
             let path = format!("backups/{}", backup["metadata"]["name"].as_str().unwrap());
             self.server.lock().unwrap().put(&path, backup.clone());
-            self.backups.unbounded_send(Ok(Event::InitApply(guarded(backup.clone())))).unwrap();
+            self.backups.unbounded_send(Ok(Event::InitApply(Arc::new(guarded(backup.clone()))))).unwrap();
         }
         self.backups.unbounded_send(Ok(Event::InitDone)).unwrap();
     }
@@ -325,7 +325,7 @@ async fn points_beyond_retention_wait_for_the_end_of_any_freeze_in_the_cluster()
     world.until(|server| statuses(server) == 1).await;
     assert!(world.writes().iter().all(|write| !write.starts_with("DELETE")), "{:?}", world.writes());
     let thawed = backup("frozen", "other", "Settling", "2026-11-14T02:00:00Z");
-    world.backups.unbounded_send(Ok(Event::Apply(guarded(thawed)))).unwrap();
+    world.backups.unbounded_send(Ok(Event::Apply(Arc::new(guarded(thawed))))).unwrap();
     world.until(|server| server.writes.contains(&"DELETE backups/old".to_owned())).await;
     assert!(world.server.lock().unwrap().objects.contains_key("backups/new"));
 }

@@ -26,4 +26,6 @@ pub mod slots;
 pub mod snapshots;
 mod templates;
 
-pub use controller::{DeletionObserver, Progress, SchedulerContext, SchedulerError, run};
+pub use controller::{
+    BackupEvents, DeletionObserver, Progress, SchedulerContext, SchedulerError, run, run_with,
+};

@@ -30,6 +30,7 @@ use stillpoint_scheduler::{Progress, SchedulerContext};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
+use crate::backups::share;
 use crate::cluster::{self, ClusterArgs, chain};
 use crate::commands::lint::documents;
 use crate::failure::{Exit, Failure};
@@ -306,12 +307,18 @@ pub async fn run(
     ));
     let mut sweeping = tokio::spawn(only_the_leader_sweeps(context.ownership.clone(), leadership.clone()));
     let mut watching = tokio::spawn(contents.run(client.clone()));
+    let (sharing, [for_metrics, for_executor, for_scheduler]) =
+        share(stillpoint_executor::controller::backup_events(&client));
+    let mut sharing = tokio::spawn(sharing);
     let mut feeding = {
         let (client, facts, readiness) = (client.clone(), Arc::clone(&facts), readiness.clone());
-        tokio::spawn(async move { stillpoint_metrics::watch::feed(client, None, facts, &readiness).await })
+        tokio::spawn(async move {
+            stillpoint_metrics::feed_with(client, None, for_metrics, facts, &readiness).await;
+        })
     };
-    let mut backups = tokio::spawn(stillpoint_executor::controller::run(
+    let mut backups = tokio::spawn(stillpoint_executor::controller::run_with(
         context.clone(),
+        for_executor,
         listed("executor: backups listed"),
         until_stopped(),
     ));
@@ -321,7 +328,7 @@ pub async fn run(
         until_stopped(),
     ));
     let cluster_uid = cluster_uid(&client).await;
-    let mut scheduler = tokio::spawn(stillpoint_scheduler::run(
+    let mut scheduler = tokio::spawn(stillpoint_scheduler::run_with(
         SchedulerContext {
             client,
             clock,
@@ -331,6 +338,7 @@ pub async fn run(
             progress,
             deletions: Arc::new(Observed(Arc::clone(&metrics))),
         },
+        for_scheduler,
         until_stopped(),
     ));
 
@@ -342,6 +350,7 @@ pub async fn run(
         end = &mut scheduler => Some(describe("scheduler", end)),
         end = &mut server => Some(describe_endless("metrics server", end)),
         end = &mut watching => Some(describe_endless("watch on snapshot contents", end)),
+        end = &mut sharing => Some(describe_endless("watch on Backups", end)),
         end = &mut feeding => Some(describe_endless("metrics watch", end)),
         end = &mut electing => Some(describe_endless("election", end)),
         end = &mut sweeping => Some(describe_endless("switch of the sweeper", end)),
@@ -363,6 +372,7 @@ pub async fn run(
     }
     sweeping.abort();
     watching.abort();
+    sharing.abort();
     feeding.abort();
     if !server.is_finished() {
         let _ = server.await;

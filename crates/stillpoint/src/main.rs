@@ -2,6 +2,7 @@
 //!
 //! Guarantees: exit codes are those of docs/cli.md; errors go to stderr and say what failed, why and what to do.
 
+mod backups;
 mod cli;
 mod cluster;
 mod commands;

@@ -96,7 +96,7 @@ fn delete(world: &World, news: &mpsc::UnboundedSender<News>, kind: Kind, name: &
 /// Shows the Backup as the server has it.
 fn show(world: &World, name: &str) {
     let object = world.server.lock().unwrap().objects[&format!("backups/{name}")].clone();
-    world.backups.unbounded_send(Ok(Event::Apply(guarded(object)))).unwrap();
+    world.backups.unbounded_send(Ok(Event::Apply(Arc::new(guarded(object))))).unwrap();
 }
 
 fn reference(server: &Server) -> Value {

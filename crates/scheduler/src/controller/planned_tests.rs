@@ -19,7 +19,7 @@ async fn at_the_next_slot() -> World {
     ran["metadata"]["uid"] = json!("uid-ran");
     ran["metadata"]["creationTimestamp"] = json!("2026-11-14T02:00:01Z");
     ran["status"] = json!({"phase": "Failed"});
-    world.backups.unbounded_send(Ok(Event::Apply(guarded(ran)))).unwrap();
+    world.backups.unbounded_send(Ok(Event::Apply(Arc::new(guarded(ran))))).unwrap();
     world.until(|server| statuses(server) == 2).await;
     // The last pass ends before anything else is done.
     world.until(|_| true).await;
@@ -55,7 +55,7 @@ async fn a_planned_slot_is_noted_when_the_watch_shows_its_backup() {
     let mut created = world.server.lock().unwrap().objects[&format!("backups/{}", next_name())].clone();
     created["metadata"]["uid"] = json!("uid-next");
     created["metadata"]["creationTimestamp"] = json!(NEXT);
-    world.backups.unbounded_send(Ok(Event::Apply(guarded(created)))).unwrap();
+    world.backups.unbounded_send(Ok(Event::Apply(Arc::new(guarded(created))))).unwrap();
     world.until(|server| statuses(server) == 1).await;
     let server = world.server.lock().unwrap();
     assert_eq!(server.writes, ["POST backups", "PUT backuppolicies/nightly/status"]);
@@ -78,7 +78,7 @@ async fn a_policy_that_was_edited_meanwhile_is_decided_anew() {
 async fn a_slot_that_meets_a_run_is_decided_and_not_started_by_its_plan() {
     let mut world = at_the_next_slot().await;
     let running = backup("by-hand", "nightly", "Preparing", "2026-11-15T01:59:00Z");
-    world.scheduler.backup_event(Event::Apply(guarded(running)));
+    world.scheduler.backup_event(Event::Apply(Arc::new(guarded(running))));
     world.until(|server| statuses(server) == 1).await;
     assert_eq!(world.writes(), ["PUT backuppolicies/nightly/status"]);
     let server = world.server.lock().unwrap();
