@@ -169,10 +169,14 @@ bench-freeze: setup ## Figures of the freeze with a release build: RUNS=50 of ea
 	$(root) env STILLPOINT_BIN="$${CARGO_TARGET_DIR:-target}/release/stillpoint" $(cargo) test --locked -p stillpoint-e2e --test bench -- $(bench)
 
 # Two builds, because the embedded API server must not come into the controller by a feature that both share.
-bench-scale: setup ## Figures of many policies with a release build: POLICIES='1000 10000 100000'
+bench-scale: setup ## Figures of many policies with a release build: POLICIES='1000 10000 100000' PARTS='herd …'; REAL=2000: and kube-apiserver
 	@$(cargo) build --locked --release -p stillpoint
 	$(cargo) build --locked --release -p stillpoint-scale
 	built=$${CARGO_TARGET_DIR:-target}/release
+	if [ -n "$${REAL:-}" ]; then
+	  $(root) $(cluster) build
+	  eval "$$($(root) $(cluster) env)"
+	fi
 	STILLPOINT_BIN="$$built/stillpoint" "$$built/stillpoint-scale"
 
 lint: ## Check the scripts and the Go of tests/cluster

@@ -21,6 +21,9 @@ use crate::server::Readiness;
 /// Backups per page of a list: with their evidence they may have hundreds of KiB each, and a page is in memory whole.
 const BACKUPS_PER_PAGE: u32 = 50;
 
+/// Policies per page of a list: some KiB each on the wire, three times that in memory.
+const POLICIES_PER_PAGE: u32 = 100;
+
 /// What a watch of Backups shows; one that cannot be read is shown as such.
 pub type BackupEvents =
     BoxStream<'static, Result<watcher::Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>>;
@@ -62,7 +65,9 @@ pub async fn feed_with(
     let policies_ready = readiness.part("metrics: policies listed");
     let backups_ready = readiness.part("metrics: backups listed");
     let feed_policies = async {
-        let mut events = watcher(policies, watcher::Config::default()).default_backoff().boxed();
+        let mut events = watcher(policies, watcher::Config::default().page_size(POLICIES_PER_PAGE))
+            .default_backoff()
+            .boxed();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => store.policies_listing(),

@@ -1,7 +1,7 @@
 //! Figures of many policies (docs/figures.md, Scale): the real controller as a process of its own, so that its memory is its
-//! own, against an API server in another process.
+//! own, against an API server in another process: the embedded one, and as a check of it kube-apiserver with etcd.
 //!
-//! `make bench-scale POLICIES='1000 10000 100000'`.
+//! `make bench-scale POLICIES='1000 10000 100000' PARTS='steady restart missed herd failover'`, `make bench-scale REAL=2000`.
 //! Nothing is asserted about time; bounds that the design promises are told as kept or missed, and a slot that was lost or ran
 //! twice makes the exit code 1.
 
@@ -11,6 +11,7 @@ mod herd;
 mod measure;
 mod population;
 mod raw;
+mod real;
 mod report;
 mod server;
 mod stand_in;
@@ -23,9 +24,9 @@ use stillpoint_api::clock::SystemClock;
 
 use crate::controller::{Controller, Options};
 use crate::failure::{Outcome, Present as _, Problem};
-use crate::measure::Bench;
+use crate::measure::{Bench, Part};
 use crate::report::Report;
-use crate::target::Target;
+use crate::target::{Target, Which};
 
 fn main() -> ExitCode {
     // As in the product: which provider TLS uses is decided once.
@@ -56,11 +57,34 @@ fn variable(name: &str, default: &str) -> String {
     std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())
 }
 
-async fn run() -> Outcome<bool> {
-    let sizes: Vec<usize> = variable("POLICIES", "1000 10000 100000")
+fn sizes(name: &str, default: &str) -> Outcome<Vec<usize>> {
+    variable(name, default)
         .split_whitespace()
-        .map(|size| size.parse().map_err(|error| Problem(format!("POLICIES: {size}: {error}"))))
-        .collect::<Outcome<_>>()?;
+        .map(|size| size.parse().map_err(|error| Problem(format!("{name}: {size}: {error}"))))
+        .collect()
+}
+
+fn parts() -> Outcome<Vec<Part>> {
+    let all = Part::ALL.map(Part::word).join(" ");
+    let part = |word: &str| {
+        let found = Part::ALL.into_iter().find(|part| part.word() == word);
+        found.ok_or_else(|| Problem(format!("PARTS: there is no {word}, but {all}")))
+    };
+    variable("PARTS", &all).split_whitespace().map(part).collect()
+}
+
+async fn run() -> Outcome<bool> {
+    // The real API server is a check of the embedded one: the same size of both, unless it is said otherwise.
+    let real = sizes("REAL", "")?;
+    let written: Vec<String> = real.iter().map(ToString::to_string).collect();
+    let default = if real.is_empty() { "1000 10000 100000".to_owned() } else { written.join(" ") };
+    let embedded = sizes("POLICIES", &default)?;
+    let populations: Vec<(Which, usize)> = embedded
+        .into_iter()
+        .map(|size| (Which::Embedded, size))
+        .chain(real.into_iter().map(|size| (Which::Real, size)))
+        .collect();
+    let parts = parts()?;
     let binary = PathBuf::from(
         std::env::var("STILLPOINT_BIN").present("read STILLPOINT_BIN: the controller to measure")?,
     );
@@ -69,7 +93,7 @@ async fn run() -> Outcome<bool> {
     let clock = SystemClock::shared();
     let mut report = Report::default();
     let empty = {
-        let target = Target::start(&work, &clock).await?;
+        let target = Target::start(Which::Embedded, &work, &clock).await?;
         let controller =
             Controller::start(Options::new(&binary, target.kubeconfig(), &work, "empty"), &clock)?;
         controller.until_settled(0).await?;
@@ -80,8 +104,13 @@ async fn run() -> Outcome<bool> {
     };
     report.note(format!("controller without policies: {} KiB resident", empty.resident / 1024));
     let mut exact = true;
-    for size in sizes {
-        let bench = Bench { size, binary: &binary, work: &work, empty, clock: clock.clone() };
+    for (which, size) in populations {
+        let label = match which {
+            Which::Embedded => size.to_string(),
+            Which::Real => format!("{size}, kube-apiserver"),
+        };
+        let clock = clock.clone();
+        let bench = Bench { size, label, which, parts: &parts, binary: &binary, work: &work, empty, clock };
         exact &= bench.measure(&mut report).await?;
         println!("{}", report.table());
     }

@@ -84,6 +84,11 @@ impl Member {
         }
     }
 
+    /// The same policy under the UID that an API server gave it.
+    pub fn known_as(self, uid: String) -> Self {
+        Self { uid, ..self }
+    }
+
     fn period(&self) -> i64 {
         match self.class {
             Class::Daily => 86400,

@@ -2,25 +2,26 @@
 
 use std::fmt::Write as _;
 
-/// Figures by row and size.
+/// Figures by row and population.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    sizes: Vec<usize>,
-    rows: Vec<(String, Vec<(usize, String)>)>,
+    populations: Vec<String>,
+    rows: Vec<(String, Vec<(String, String)>)>,
     notes: Vec<String>,
 }
 
 impl Report {
     /// Notes a figure, and prints it at once: a bench that is ended by hand has told what it knows.
-    pub fn put(&mut self, size: usize, row: &str, value: impl Into<String>) {
+    pub fn put(&mut self, population: &str, row: &str, value: impl Into<String>) {
         let value = value.into();
-        println!("{size:>7}  {row}: {value}");
-        if !self.sizes.contains(&size) {
-            self.sizes.push(size);
+        println!("{population:>7}  {row}: {value}");
+        if !self.populations.iter().any(|known| known == population) {
+            self.populations.push(population.to_owned());
         }
+        let value = (population.to_owned(), value);
         match self.rows.iter_mut().find(|(name, _)| name == row) {
-            Some((_, values)) => values.push((size, value)),
-            None => self.rows.push((row.to_owned(), vec![(size, value)])),
+            Some((_, values)) => values.push(value),
+            None => self.rows.push((row.to_owned(), vec![value])),
         }
     }
 
@@ -34,16 +35,16 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = "\n| policies |".to_owned();
         // Writing to a String cannot fail.
-        for size in &self.sizes {
-            let _ = write!(text, " {size} |");
+        for population in &self.populations {
+            let _ = write!(text, " {population} |");
         }
         text.push_str("\n|---|");
-        self.sizes.iter().for_each(|_| text.push_str("---|"));
+        self.populations.iter().for_each(|_| text.push_str("---|"));
         for (row, values) in &self.rows {
             let _ = write!(text, "\n| {row} |");
-            for size in &self.sizes {
+            for population in &self.populations {
                 let value =
-                    values.iter().find(|(of, _)| of == size).map_or("–", |(_, value)| value.as_str());
+                    values.iter().find(|(of, _)| of == population).map_or("–", |(_, value)| value.as_str());
                 let _ = write!(text, " {value} |");
             }
         }
@@ -62,10 +63,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_size_without_a_figure_has_a_dash() {
+    fn a_population_without_a_figure_has_a_dash() {
         let mut report = Report::default();
-        report.put(10, "ready", "1 s");
-        report.put(20, "herd", "2 s");
+        report.put("10", "ready", "1 s");
+        report.put("20", "herd", "2 s");
         let table = "\n| policies | 10 | 20 |\n|---|---|---|\n| ready | 1 s | – |\n| herd | – | 2 s |\n";
         assert_eq!(report.table(), table);
     }

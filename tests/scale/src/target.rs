@@ -3,13 +3,22 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 use stillpoint_api::clock::SharedClock;
 
 use crate::failure::{Outcome, Present as _};
+use crate::real::{self, Real};
 use crate::server::Server;
 use crate::stand_in::Ask;
+
+/// Which API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The embedded one.
+    Embedded,
+    /// kube-apiserver with etcd.
+    Real,
+}
 
 /// One Backup that was created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +33,13 @@ pub struct Created {
 
 /// An API server.
 pub struct Target {
-    server: Server,
+    server: Running,
     clock: SharedClock,
+}
+
+enum Running {
+    Embedded(Box<Server>),
+    Real(Box<Real>),
 }
 
 impl Target {
@@ -33,13 +47,20 @@ impl Target {
     ///
     /// # Errors
     /// It does not come up.
-    pub async fn start(work: &Path, clock: &SharedClock) -> Outcome<Self> {
-        Ok(Self { server: Server::start(work).await?, clock: clock.clone() })
+    pub async fn start(which: Which, work: &Path, clock: &SharedClock) -> Outcome<Self> {
+        let server = match which {
+            Which::Embedded => Running::Embedded(Box::new(Server::start(work).await?)),
+            Which::Real => Running::Real(Box::new(Real::start(work, clock).await?)),
+        };
+        Ok(Self { server, clock: clock.clone() })
     }
 
     /// The kubeconfig of a client with all rights.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.server.kubeconfig.clone()
+        match &self.server {
+            Running::Embedded(server) => server.kubeconfig.clone(),
+            Running::Real(server) => server.kubeconfig.clone(),
+        }
     }
 
     /// The same, read.
@@ -47,12 +68,7 @@ impl Target {
     /// # Errors
     /// The file cannot be read.
     pub async fn config(&self) -> Outcome<kube::Config> {
-        let file = Kubeconfig::read_from(self.kubeconfig()).present("read the kubeconfig")?;
-        let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-            .await
-            .present("read the kubeconfig")?;
-        config.default_retry = false;
-        Ok(config)
+        real::config(&self.kubeconfig()).await
     }
 
     /// Makes the population.
@@ -61,7 +77,10 @@ impl Target {
     /// The API server's.
     pub async fn load(&mut self, policies: usize, points: usize) -> Outcome<()> {
         let now = self.clock.wall();
-        self.server.ask(&Ask::Load { policies, points, now }).await.map(|_| ())
+        match &mut self.server {
+            Running::Embedded(server) => server.ask(&Ask::Load { policies, points, now }).await.map(|_| ()),
+            Running::Real(server) => server.load(policies, points, now).await,
+        }
     }
 
     /// Gives every policy that is not a minutely one this schedule.
@@ -69,7 +88,12 @@ impl Target {
     /// # Errors
     /// The API server's.
     pub async fn schedule(&mut self, cron: &str) -> Outcome<()> {
-        self.server.ask(&Ask::Schedule { cron: cron.to_owned() }).await.map(|_| ())
+        match &mut self.server {
+            Running::Embedded(server) => {
+                server.ask(&Ask::Schedule { cron: cron.to_owned() }).await.map(|_| ())
+            }
+            Running::Real(server) => server.schedule(cron).await.map(|_| ()),
+        }
     }
 
     /// Suspends or resumes the minutely ones; how many there are.
@@ -77,8 +101,12 @@ impl Target {
     /// # Errors
     /// The API server's.
     pub async fn suspend(&mut self, suspend: bool) -> Outcome<usize> {
-        let edited = self.server.ask(&Ask::Suspend(suspend)).await?;
-        edited.as_u64().and_then(|edited| usize::try_from(edited).ok()).present("read how many were edited")
+        match &mut self.server {
+            Running::Embedded(server) => {
+                number(&server.ask(&Ask::Suspend(suspend)).await?, "read how many were edited")
+            }
+            Running::Real(server) => server.suspend(suspend).await,
+        }
     }
 
     /// Removes what the raw measurement made.
@@ -86,7 +114,10 @@ impl Target {
     /// # Errors
     /// The API server's.
     pub async fn purge(&mut self) -> Outcome<()> {
-        self.server.ask(&Ask::Purge).await.map(|_| ())
+        match &mut self.server {
+            Running::Embedded(server) => server.ask(&Ask::Purge).await.map(|_| ()),
+            Running::Real(server) => server.purge().await,
+        }
     }
 
     /// How many Backups were created since they were taken.
@@ -94,8 +125,12 @@ impl Target {
     /// # Errors
     /// The server ended.
     pub async fn count(&mut self) -> Outcome<usize> {
-        let count = self.server.ask(&Ask::Count).await?;
-        count.as_u64().and_then(|count| usize::try_from(count).ok()).present("read how many were created")
+        match &mut self.server {
+            Running::Embedded(server) => {
+                number(&server.ask(&Ask::Count).await?, "read how many were created")
+            }
+            Running::Real(server) => Ok(server.count()),
+        }
     }
 
     /// Takes the Backups that were created since the last call.
@@ -103,7 +138,11 @@ impl Target {
     /// # Errors
     /// The server ended.
     pub async fn take(&mut self) -> Outcome<Vec<Created>> {
-        let rows = self.server.ask(&Ask::Take).await?;
+        let server = match &mut self.server {
+            Running::Embedded(server) => server,
+            Running::Real(server) => return Ok(server.take()),
+        };
+        let rows = server.ask(&Ask::Take).await?;
         let row = |row: &Value| {
             Some(Created {
                 at: row[0].as_i64()?,
@@ -119,13 +158,23 @@ impl Target {
         self.clock.wall()
     }
 
-    /// Process of the API server.
-    pub fn process(&self) -> Option<u32> {
-        self.server.id()
+    /// Processes of the API server.
+    pub fn processes(&self) -> Vec<u32> {
+        match &self.server {
+            Running::Embedded(server) => server.id().into_iter().collect(),
+            Running::Real(server) => server.ids(),
+        }
     }
 
     /// Ends what was started.
     pub async fn end(self) {
-        self.server.end().await;
+        match self.server {
+            Running::Embedded(server) => server.end().await,
+            Running::Real(server) => server.end().await,
+        }
     }
+}
+
+fn number(answer: &Value, what: &str) -> Outcome<usize> {
+    answer.as_u64().and_then(|count| usize::try_from(count).ok()).present(what)
 }
