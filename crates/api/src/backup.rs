@@ -306,6 +306,9 @@ pub const SNAPSHOT_DELETED: &str = "SnapshotDeleted";
 /// Condition: an application of the run may still be frozen, and is not getting better by itself.
 pub const LEFT_QUIESCED: &str = "ApplicationLeftQuiesced";
 
+/// Condition: a rule limits how many freezes go on at once, and the run waits for its turn.
+pub const PACED: &str = "Paced";
+
 impl BackupStatus {
     /// Whether a snapshot of the point was seen to be deleted by somebody else ([`SNAPSHOT_DELETED`]).
     pub fn snapshot_deleted(&self) -> bool {

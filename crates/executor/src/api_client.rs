@@ -13,15 +13,32 @@ use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::{Client, Config};
 use tower::retry::RetryLayer;
+use tower::util::option_layer;
 use tower::{BoxError, ServiceBuilder};
+
+use crate::request_meter::RequestMeter;
 
 /// A client that sends at once. Behind a proxy it is kube's own: the connector to a proxy is not ours to make.
 ///
 /// # Errors
 /// The configuration cannot be used: its certificates, its credentials.
 pub fn api_client(config: Config) -> Result<Client, kube::Error> {
+    client(config, None)
+}
+
+/// The same, and every request is told to `meter`.
+///
+/// # Errors
+/// The configuration cannot be used: its certificates, its credentials.
+pub fn metered_client(config: Config, meter: RequestMeter) -> Result<Client, kube::Error> {
+    client(config, Some(meter))
+}
+
+fn client(config: Config, meter: Option<RequestMeter>) -> Result<Client, kube::Error> {
+    // Outermost: there a path is still as it was asked for, whatever the server's address begins with.
+    let meter = option_layer(meter);
     if config.proxy_url.is_some() {
-        return Client::try_from(config);
+        return Ok(ClientBuilder::try_from(config)?.with_layer(&meter).build());
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -33,6 +50,7 @@ pub fn api_client(config: Config) -> Result<Client, kube::Error> {
     connector.set_reset_reader_on_write(config.reset_reader_on_write);
     let http: legacy::Client<_, Body> = legacy::Builder::new(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
+        .layer(meter)
         .layer(config.base_uri_layer())
         .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
         .option_layer(config.auth_layer()?)

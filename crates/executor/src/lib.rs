@@ -26,6 +26,7 @@ pub mod pace;
 mod pod_watch;
 pub mod recovery;
 pub mod rehearsal;
+pub mod request_meter;
 pub mod resolve;
 pub mod restore;
 mod rules;

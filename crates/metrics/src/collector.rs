@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::facts::{Facts, NamespaceFacts, PointState, PolicyFacts};
+use crate::facts::{Facts, Found, NamespaceFacts, PointFacts, PointState, PolicyFacts};
 
 /// Reasons for which a slot does not run; each is there with 0. Others appear when they happen.
 const MISSED_REASONS: [&str; 5] = ["blackout", "concurrency", "controller_down", "deadline", "rule_blackout"];
@@ -47,6 +47,8 @@ pub struct Family {
 #[derive(Clone, Copy)]
 enum About {
     Policy(fn(&PolicyFacts<'_>, &mut Samples<'_>)),
+    /// Runs, also those of no policy and of one that is gone.
+    Runs(fn(&PointFacts, &mut Samples<'_>)),
     Namespace(fn(&NamespaceFacts<'_>, &mut Samples<'_>)),
 }
 
@@ -86,8 +88,15 @@ impl Family {
             let name = self.name;
             let last = match self.samples {
                 About::Policy(samples) => facts.page(after.as_ref(), &mut |found| {
-                    begin(&mut head, name, found.namespace, Some(found.policy));
-                    samples(found, &mut Samples { out: &mut page, head: &head });
+                    if let Found::Policy(found) = found {
+                        begin(&mut head, name, found.namespace, Some(found.policy));
+                        samples(found, &mut Samples { out: &mut page, head: &head });
+                    }
+                }),
+                About::Runs(samples) => facts.page(after.as_ref(), &mut |found| {
+                    let (namespace, policy, points) = found.runs();
+                    begin(&mut head, name, namespace, Some(policy));
+                    samples(points, &mut Samples { out: &mut page, head: &head });
                 }),
                 // Namespaces are fewer by far: one page.
                 About::Namespace(samples) => {
@@ -178,7 +187,7 @@ pub(crate) fn escape(text: &str, out: &mut String) {
     }
 }
 
-fn seconds(at: Timestamp) -> f64 {
+pub(crate) fn seconds(at: Timestamp) -> f64 {
     // Microseconds fit a double exactly until the year 2255.
     at.as_microsecond() as f64 / 1e6
 }
@@ -191,6 +200,14 @@ const fn gauge(
     Family { name, help, kind: Kind::Gauge, samples: About::Policy(samples) }
 }
 
+const fn of_runs(
+    name: &'static str,
+    help: &'static str,
+    samples: fn(&PointFacts, &mut Samples<'_>),
+) -> Family {
+    Family { name, help, kind: Kind::Gauge, samples: About::Runs(samples) }
+}
+
 const fn of_namespace(
     name: &'static str,
     help: &'static str,
@@ -200,25 +217,25 @@ const fn of_namespace(
 }
 
 const FAMILIES: &[Family] = &[
-    gauge(
+    of_runs(
         "stillpoint_active_run_start_timestamp_seconds",
         "Start of the run that is not finished; 0 when there is none.",
-        |policy, out| out.put(policy.points.active_since.map_or(0.0, seconds)),
+        |runs, out| out.put(runs.active_since.map_or(0.0, seconds)),
     ),
-    gauge(
+    of_runs(
         "stillpoint_application_left_quiesced",
         "Runs with an application that may still be frozen: nobody heard it thaw, and recovering it failed so far.",
-        |policy, out| out.put(f64::from(policy.points.left_quiesced)),
+        |runs, out| out.put(f64::from(runs.left_quiesced)),
     ),
     gauge(
         "stillpoint_consecutive_failures",
         "Finished runs since the last success that were none.",
         |policy, out| out.put(f64::from(policy.spec.consecutive_failures)),
     ),
-    gauge(
+    of_runs(
         "stillpoint_frozen_since_timestamp_seconds",
         "Since when an application is, or must be taken to be, frozen; 0 when it is not.",
-        |policy, out| out.put(policy.points.frozen_since.map_or(0.0, seconds)),
+        |runs, out| out.put(runs.frozen_since.map_or(0.0, seconds)),
     ),
     gauge(
         "stillpoint_last_freeze_duration_seconds",
@@ -268,6 +285,11 @@ const FAMILIES: &[Family] = &[
         "stillpoint_policy_created_timestamp_seconds",
         "When the policy was created: the start of protection.",
         |policy, out| out.put(seconds(policy.spec.created)),
+    ),
+    gauge(
+        "stillpoint_policy_in_blackout",
+        "1 inside a blackout of the policy or of a ProtectionRule: nothing starts.",
+        |policy, out| out.put(if policy.in_blackout() { 1.0 } else { 0.0 }),
     ),
     gauge("stillpoint_policy_info", "How the policy is scheduled; always 1.", |policy, out| {
         out.labelled(
@@ -335,6 +357,11 @@ const FAMILIES: &[Family] = &[
     gauge("stillpoint_retention_overdue", "Points that may go and are not gone yet.", |policy, out| {
         out.put(f64::from(policy.spec.retention_overdue))
     }),
+    of_namespace(
+        "stillpoint_runs_waiting",
+        "Runs that wait because a ProtectionRule limits how many freezes go on at once.",
+        |namespace, out| out.maybe(namespace.waiting.map(f64::from)),
+    ),
     gauge(
         "stillpoint_schedule_last_slot_timestamp_seconds",
         "Newest slot that was decided upon; absent before the first.",
@@ -378,33 +405,6 @@ const FAMILIES: &[Family] = &[
         |namespace, out| out.maybe(namespace.unprotected.map(f64::from)),
     ),
 ];
-
-/// Whether this process is the replica that schedules: of all replicas together at most one says 1.
-pub fn render_leader(leads: bool) -> String {
-    format!(
-        "# HELP stillpoint_leader 1 on the replica that schedules, 0 on the others.\n\
-         # TYPE stillpoint_leader gauge\nstillpoint_leader {}\n",
-        u8::from(leads)
-    )
-}
-
-/// Memory of this process that is in RAM, as the standard series every Prometheus client has. Empty where the
-/// kernel does not tell.
-pub fn render_process() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    match resident_bytes(&status) {
-        Some(bytes) => format!(
-            "# HELP process_resident_memory_bytes Resident memory size in bytes.\n\
-             # TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {bytes}\n"
-        ),
-        None => String::new(),
-    }
-}
-
-fn resident_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
 
 #[cfg(test)]
 #[path = "collector_tests.rs"]

@@ -120,6 +120,9 @@ stillpoint_policy_condition{namespace="shop",policy="nightly",type="Ready",statu
 # HELP stillpoint_policy_created_timestamp_seconds When the policy was created: the start of protection.
 # TYPE stillpoint_policy_created_timestamp_seconds gauge
 stillpoint_policy_created_timestamp_seconds{namespace="shop",policy="nightly"} 1793491200
+# HELP stillpoint_policy_in_blackout 1 inside a blackout of the policy or of a ProtectionRule: nothing starts.
+# TYPE stillpoint_policy_in_blackout gauge
+stillpoint_policy_in_blackout{namespace="shop",policy="nightly"} 0
 # HELP stillpoint_policy_info How the policy is scheduled; always 1.
 # TYPE stillpoint_policy_info gauge
 stillpoint_policy_info{namespace="shop",policy="nightly",schedule="0 2 * * *",timezone="Europe/Berlin",concurrency="Forbid",catch_up="Latest"} 1
@@ -159,6 +162,9 @@ stillpoint_retention_blocked{namespace="shop",policy="nightly",reason="legal_hol
 # HELP stillpoint_retention_overdue Points that may go and are not gone yet.
 # TYPE stillpoint_retention_overdue gauge
 stillpoint_retention_overdue{namespace="shop",policy="nightly"} 0
+# HELP stillpoint_runs_waiting Runs that wait because a ProtectionRule limits how many freezes go on at once.
+# TYPE stillpoint_runs_waiting gauge
+stillpoint_runs_waiting{namespace="shop"} 0
 # HELP stillpoint_schedule_max_interval_seconds Longest interval between two slots.
 # TYPE stillpoint_schedule_max_interval_seconds gauge
 stillpoint_schedule_max_interval_seconds{namespace="shop",policy="nightly"} 90000
@@ -302,7 +308,8 @@ fn names_follow_the_conventions_of_prometheus() {
     metrics.freeze("shop", "nightly", 0.1);
     metrics.overhead("shop", "nightly", 0.1);
     metrics.hook("shop", "nightly", "db", HookPhase::Hold, 0.1);
-    let all = text(&store) + &render_process() + &Metrics::render(&*metrics).collect::<String>();
+    let process = crate::process::render(&crate::process::ProcessFacts::default());
+    let all = text(&store) + &process + &Metrics::render(&*metrics).collect::<String>();
     let mut families = 0;
     for line in all.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').unwrap();
@@ -334,12 +341,6 @@ fn label_values_are_escaped() {
     let mut out = String::new();
     escape("a\"b\\c\nd", &mut out);
     assert_eq!(out, r#"a\"b\\c\nd"#);
-}
-
-#[test]
-fn resident_memory_is_read_in_bytes() {
-    assert_eq!(resident_bytes("Name:\tx\nVmRSS:\t   20480 kB\n"), Some(20_971_520));
-    assert_eq!(resident_bytes("Name:\tx\n"), None);
 }
 
 /// A proven point of these claims.
@@ -449,4 +450,85 @@ fn sizes_spread_holds_and_lengths_are_those_of_the_points() {
     let held = r#"stillpoint_recovery_points{namespace="shop",policy="nightly",state="held"}"#;
     let ready = r#"stillpoint_recovery_points{namespace="shop",policy="nightly",state="ready"}"#;
     assert_eq!((value(&store, held).as_deref(), value(&store, ready).as_deref()), (Some("1"), Some("1")));
+}
+
+#[test]
+fn a_frozen_application_is_told_of_without_a_policy_and_after_its_policy_is_gone() {
+    let (_, store) = store();
+    let freezing = serde_json::json!({"entry": "Freezing", "attempt": 1, "nonce": "n", "executor": "e",
+                                      "at": "2026-11-20T01:00:00.000000Z"});
+    let frozen = backup("run", serde_json::json!({"phase": "Freezing", "journal": [freezing]}));
+    let mut alone = frozen.clone();
+    alone.spec.run.policy_ref = None;
+    alone.metadata.name = Some("alone".to_owned());
+    for one in [&frozen, &alone] {
+        store.backup_applied(one);
+    }
+    let series = |metric: &str, policy: &str| format!(r#"{metric}{{namespace="shop",policy="{policy}"}}"#);
+    let since = "stillpoint_frozen_since_timestamp_seconds";
+    for policy in ["", "nightly"] {
+        assert_eq!(value(&store, &series(since, policy)).as_deref(), Some("1795136400"), "{policy:?}");
+    }
+    assert_eq!(
+        value(&store, &series("stillpoint_policy_suspended", "nightly")),
+        None,
+        "there is no such policy"
+    );
+    let finished = |run: &stillpoint_api::Backup| {
+        let mut run = run.clone();
+        run.status = serde_json::from_value(serde_json::json!({"phase": "Failed"})).unwrap();
+        store.backup_applied(&run);
+    };
+    finished(&frozen);
+    finished(&alone);
+    assert_eq!(value(&store, &series(since, "nightly")), None, "nothing is left to be told of it");
+    for metric in
+        [since, "stillpoint_application_left_quiesced", "stillpoint_active_run_start_timestamp_seconds"]
+    {
+        assert_eq!(value(&store, &series(metric, "")).as_deref(), Some("0"), "{metric}");
+    }
+    store.backup_deleted(&alone);
+    assert!(!text(&store).contains(r#"policy="""#), "{}", text(&store));
+}
+
+#[test]
+fn runs_that_wait_for_the_end_of_another_freeze_are_counted_by_namespace() {
+    const SERIES: &str = r#"stillpoint_runs_waiting{namespace="shop"}"#;
+    let (_, store) = store();
+    let paced = |phase: &str, status: &str, finished: Option<&str>| {
+        serde_json::json!({"phase": phase, "finishedAt": finished, "conditions": [{
+            "type": "Paced", "status": status, "reason": "FreezeLimit", "message": "",
+            "lastTransitionTime": "2026-11-20T01:00:00Z",
+        }]})
+    };
+    store.backup_applied(&backup("a", paced("Preparing", "True", None)));
+    store.backup_applied(&backup("b", paced("Preparing", "True", None)));
+    store.backup_applied(&backup("c", paced("Freezing", "False", None)));
+    store.backup_applied(&backup("d", paced("Failed", "True", Some("2026-11-20T01:00:30.000000Z"))));
+    assert_eq!(value(&store, SERIES).as_deref(), Some("2"));
+    store.backup_applied(&backup("a", paced("Freezing", "False", None)));
+    assert_eq!(value(&store, SERIES).as_deref(), Some("1"));
+}
+
+/// Says that everything in `shop` is dark.
+struct Dark;
+
+impl crate::facts::Calendar for Dark {
+    fn in_blackout(&self, namespace: &str, policy: &crate::facts::PolicyProjection) -> bool {
+        namespace == "shop" && policy.blackouts.len() == 1 && &*policy.time_zone == "Europe/Berlin"
+    }
+}
+
+#[test]
+fn whether_a_blackout_holds_is_asked_at_the_scrape() {
+    const SERIES: &str = r#"stillpoint_policy_in_blackout{namespace="shop",policy="nightly"}"#;
+    let build = BuildInfo { version: "1.2.3".into(), revision: "abc".into() };
+    let store = FactsStore::with_calendar(Arc::new(Metrics::new(&build).unwrap()), Arc::new(Dark));
+    store.policy_applied(&policy());
+    assert_eq!(value(&store, SERIES).as_deref(), Some("0"));
+    let mut dark = policy();
+    let window = serde_json::json!([{"start": "0 22 * * *", "duration": "8h", "action": "Skip"}]);
+    dark.spec.schedule.blackouts = serde_json::from_value(window).unwrap();
+    store.policy_applied(&dark);
+    assert_eq!(value(&store, SERIES).as_deref(), Some("1"));
 }

@@ -14,8 +14,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
-use stillpoint_api::backup::{BackupStatus, JournalKind, LEFT_QUIESCED, NEEDS_NO_BACKUP_ANNOTATION, Phase};
+use stillpoint_api::backup::{
+    BackupStatus, JournalKind, LEFT_QUIESCED, NEEDS_NO_BACKUP_ANNOTATION, PACED, Phase,
+};
 use stillpoint_api::evidence::Consistency;
+use stillpoint_api::policy::Blackout;
 use stillpoint_api::template::DataTime;
 use stillpoint_api::{Backup, BackupPolicy};
 
@@ -28,11 +31,40 @@ const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 
 /// What a scrape asks.
 pub trait Facts: Send + Sync {
-    /// Shows policies sorted by namespace and name, from the one after `after` on, at most
+    /// Shows policies, and runs without one, sorted by namespace and name, from the one after `after` on, at most
     /// [`PER_PAGE`](crate::collector::PER_PAGE). The last one of them, when there may be more.
-    fn page(&self, after: Option<&Key>, visit: &mut dyn FnMut(&PolicyFacts<'_>)) -> Option<Key>;
+    fn page(&self, after: Option<&Key>, visit: &mut dyn FnMut(&Found<'_>)) -> Option<Key>;
     /// Shows every namespace with claims or Backups once, sorted by name.
     fn namespaces(&self, visit: &mut dyn FnMut(&NamespaceFacts<'_>));
+}
+
+/// Knows the times in which nothing starts; asked at every scrape, so it answers from memory.
+pub trait Calendar: Send + Sync {
+    /// Whether a blackout of the policy, or of a rule for its namespace, holds now.
+    fn in_blackout(&self, namespace: &str, policy: &PolicyProjection) -> bool;
+}
+
+/// No blackouts are known.
+impl Calendar for () {
+    fn in_blackout(&self, _namespace: &str, _policy: &PolicyProjection) -> bool {
+        false
+    }
+}
+
+/// What a page shows.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// A policy.
+    Policy(PolicyFacts<'a>),
+    /// Runs without a policy (its name is empty), or of one that is gone and of which something may be frozen.
+    Runs {
+        /// Their namespace.
+        namespace: &'a str,
+        /// Name of the policy that they name.
+        policy: &'a str,
+        /// What they say.
+        points: PointFacts,
+    },
 }
 
 /// Facts about one namespace at one moment.
@@ -44,10 +76,11 @@ pub struct NamespaceFacts<'a> {
     pub unprotected: Option<u32>,
     /// Backups whose policy is gone; `None`: it has no Backups, or policies were not listed yet.
     pub orphans: Option<u32>,
+    /// Runs that wait because a rule limits freezes; `None`: it has no Backups.
+    pub waiting: Option<u32>,
 }
 
 /// Facts about one policy at one moment.
-#[derive(Debug)]
 pub struct PolicyFacts<'a> {
     /// Namespace of the policy and its applications.
     pub namespace: &'a str,
@@ -57,6 +90,33 @@ pub struct PolicyFacts<'a> {
     pub spec: &'a PolicyProjection,
     /// What its Backups say, computed when a family asks: most do not.
     pub points: LazyPoints<'a>,
+    calendar: &'a dyn Calendar,
+}
+
+impl PolicyFacts<'_> {
+    /// Whether nothing starts now because of a blackout.
+    pub fn in_blackout(&self) -> bool {
+        self.calendar.in_blackout(self.namespace, self.spec)
+    }
+}
+
+impl std::fmt::Debug for PolicyFacts<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { namespace, policy, spec, points, calendar: _ } = self;
+        let mut shown = f.debug_struct("PolicyFacts");
+        shown.field("namespace", namespace).field("policy", policy);
+        shown.field("spec", spec).field("points", &**points).finish_non_exhaustive()
+    }
+}
+
+impl Found<'_> {
+    /// The runs: namespace, policy, and what they say.
+    pub fn runs(&self) -> (&str, &str, &PointFacts) {
+        match self {
+            Self::Policy(found) => (found.namespace, found.policy, &found.points),
+            Self::Runs { namespace, policy, points } => (namespace, policy, points),
+        }
+    }
 }
 
 /// Facts that are computed when they are first read.
@@ -99,6 +159,8 @@ pub struct PolicyProjection {
     pub retention_overdue: u32,
     /// Conditions: type and status.
     pub conditions: Arc<[(String, String)]>,
+    /// Its own blackouts.
+    pub blackouts: Box<[Blackout]>,
 }
 
 /// What the Backups of a policy say together.
@@ -214,9 +276,9 @@ struct Objects {
 /// The projection, fed by the watches and read by scrapes.
 ///
 /// Runs without a policy are kept under the policy name `""`: they have event series while a Backup of them exists.
-#[derive(Debug)]
 pub struct FactsStore {
     metrics: Arc<Metrics>,
+    calendar: Arc<dyn Calendar>,
     ids: Ids,
     objects: RwLock<Objects>,
 }
@@ -224,7 +286,12 @@ pub struct FactsStore {
 impl FactsStore {
     /// An empty store that keeps the series of `metrics` in step with the policies.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, ids: Ids::default(), objects: RwLock::default() }
+        Self::with_calendar(metrics, Arc::new(()))
+    }
+
+    /// The same with somebody who knows when nothing starts.
+    pub fn with_calendar(metrics: Arc<Metrics>, calendar: Arc<dyn Calendar>) -> Self {
+        Self { metrics, calendar, ids: Ids::default(), objects: RwLock::default() }
     }
 
     /// A policy was created or changed.
@@ -380,8 +447,14 @@ impl FactsStore {
     }
 }
 
+impl std::fmt::Debug for FactsStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FactsStore").field("objects", &self.objects).finish_non_exhaustive()
+    }
+}
+
 impl Facts for FactsStore {
-    fn page(&self, after: Option<&Key>, visit: &mut dyn FnMut(&PolicyFacts<'_>)) -> Option<Key> {
+    fn page(&self, after: Option<&Key>, visit: &mut dyn FnMut(&Found<'_>)) -> Option<Key> {
         let objects = self.read();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut last: Option<&Key> = None;
@@ -393,7 +466,10 @@ impl Facts for FactsStore {
             let (namespace, policy) = key;
             if let Some(spec) = &entry.policy {
                 let points: LazyPoints<'_> = LazyCell::new(Box::new(|| summarise(entry.backups.iter())));
-                visit(&PolicyFacts { namespace, policy, spec, points });
+                let calendar = &*self.calendar;
+                visit(&Found::Policy(PolicyFacts { namespace, policy, spec, points, calendar }));
+            } else if policy.is_empty() || entry.backups.any_frozen() {
+                visit(&Found::Runs { namespace, policy, points: summarise(entry.backups.iter()) });
             }
         }
         None
@@ -422,8 +498,10 @@ impl Facts for FactsStore {
                     entries().filter(|((_, policy), entry)| !policy.is_empty() && entry.policy.is_none());
                 number(of_none.map(|(_, entry)| entry.backups.len()).sum())
             });
-            if unprotected.is_some() || orphans.is_some() {
-                visit(&NamespaceFacts { namespace, unprotected, orphans });
+            let waiting =
+                (backups > 0).then(|| number(entries().map(|(_, entry)| entry.backups.waiting()).sum()));
+            if unprotected.is_some() || waiting.is_some() {
+                visit(&NamespaceFacts { namespace, unprotected, orphans, waiting });
             }
         }
     }
@@ -544,6 +622,7 @@ fn project_policy(
         retention_blocked: status.retention.map(|retention| retention.blocked).unwrap_or_default(),
         conditions: conditions
             .one(status.conditions.into_iter().map(|found| (found.type_, found.status)).collect()),
+        blackouts: schedule.blackouts.clone().into_boxed_slice(),
     }
 }
 
@@ -587,6 +666,7 @@ fn project_backup(backup: &Backup) -> BackupProjection {
             .map(|time| time.0)),
         frozen_since: frozen_since(status),
         left_quiesced: stillpoint_api::conditions::is_true(&status.conditions, LEFT_QUIESCED),
+        waits: status.finished_at.is_none() && stillpoint_api::conditions::is_true(&status.conditions, PACED),
         finished: status.finished_at.as_ref().map(|time| time.0),
         cut_spread: spread.map(|spread| spread.as_secs_f32()),
         restore_bytes: sizes.filter_map(|size| u64::try_from(size).ok()).sum(),

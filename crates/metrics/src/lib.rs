@@ -6,13 +6,17 @@
 
 pub mod collector;
 pub mod facts;
+pub mod meters;
 mod points;
+pub mod process;
 pub mod registry;
 mod series;
 pub mod server;
 pub mod watch;
 
-pub use facts::{Facts, FactsStore, PolicyFacts};
+pub use facts::{Calendar, Facts, FactsStore, Found, PolicyFacts, PolicyProjection};
+pub use meters::{Meters, WorkKind, WorkResult};
+pub use process::{ProcessFacts, RuleFacts};
 pub use registry::{BuildInfo, DeletionResult, HookPhase, Metrics, RunResult};
 pub use server::{DEFAULT_ADDRESS, Endpoints, Part, Process, Readiness, bind, serve};
 pub use watch::{feed, feed_with};

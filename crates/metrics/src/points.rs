@@ -14,6 +14,8 @@ const NEVER: i64 = i64::MIN;
 
 const HELD: u8 = 1;
 const LEFT_QUIESCED: u8 = 2;
+/// It waits for its turn among the freezes that rules allow.
+const WAITS: u8 = 8;
 /// The list that is under way showed it.
 const SEEN: u8 = 4;
 
@@ -27,6 +29,8 @@ pub(crate) struct BackupProjection {
     pub started: Option<Timestamp>,
     pub frozen_since: Option<Timestamp>,
     pub left_quiesced: bool,
+    /// It waits for its turn among the freezes that rules allow.
+    pub waits: bool,
     /// Its start and its length, of which microseconds are remembered, for at most 71 minutes.
     pub freeze: Option<(Timestamp, Duration)>,
     pub finished: Option<Timestamp>,
@@ -106,7 +110,10 @@ impl Points {
             cut_spread: backup.cut_spread.unwrap_or(f32::NAN),
             list,
             state: backup.state,
-            flags: flag(backup.held, HELD) | flag(backup.left_quiesced, LEFT_QUIESCED) | SEEN,
+            flags: flag(backup.held, HELD)
+                | flag(backup.left_quiesced, LEFT_QUIESCED)
+                | flag(backup.waits, WAITS)
+                | SEEN,
         };
         match self.rows.iter_mut().find(|known| known.id == id) {
             Some(known) => *known = row,
@@ -157,6 +164,16 @@ impl Points {
         self.rows.len()
     }
 
+    /// Whether an application of one of them is, or may be, frozen.
+    pub(crate) fn any_frozen(&self) -> bool {
+        self.rows.iter().any(|row| row.frozen_since != NEVER || row.flags & LEFT_QUIESCED != 0)
+    }
+
+    /// How many wait for their turn.
+    pub(crate) fn waiting(&self) -> usize {
+        self.rows.iter().filter(|row| row.flags & WAITS != 0).count()
+    }
+
     /// The claims of each that is ready.
     pub(crate) fn claims_of_ready(&self) -> impl Iterator<Item = &Arc<[String]>> {
         let ready = self.rows.iter().filter(|row| row.state == PointState::Ready);
@@ -185,6 +202,7 @@ impl Points {
             started: time(row.started),
             frozen_since: time(row.frozen_since),
             left_quiesced: row.flags & LEFT_QUIESCED != 0,
+            waits: row.flags & WAITS != 0,
             freeze: (row.freeze_at != 0).then(|| {
                 let at = Timestamp::from_second(row.freeze_at.into()).unwrap_or(Timestamp::MAX);
                 (at, Duration::from_micros(row.freeze_micros.into()))
@@ -232,6 +250,7 @@ mod tests {
             started: None,
             frozen_since: None,
             left_quiesced: false,
+            waits: false,
             freeze: Some(("2026-11-21T02:00:01Z".parse().unwrap(), Duration::from_micros(70_001))),
             finished: Some(at),
             cut_spread: Some(0.25),
@@ -244,6 +263,7 @@ mod tests {
             started: Some(at),
             frozen_since: Some(at),
             left_quiesced: true,
+            waits: true,
             freeze: None,
             finished: None,
             cut_spread: None,
@@ -272,6 +292,7 @@ mod tests {
             started: None,
             frozen_since: None,
             left_quiesced: false,
+            waits: false,
             freeze: None,
             finished: None,
             cut_spread: None,

@@ -16,6 +16,7 @@ use stillpoint_api::evidence::Consistency;
 
 use crate::collector::{PER_PAGE, escape};
 use crate::facts::Key;
+use crate::meters::Meters;
 use crate::series::{Ending, Series};
 
 /// Freeze and hook durations: log-spaced from what a good driver needs (25 ms) to twice the default `maxHold`
@@ -205,6 +206,7 @@ pub struct Metrics {
     registry: Registry,
     cut_duration: HistogramVec,
     ready_duration: HistogramVec,
+    meters: Meters,
     known: Mutex<Known>,
 }
 
@@ -238,7 +240,13 @@ impl Metrics {
         )?;
         info.with_label_values(&[&build.version, &build.revision]).set(1.0);
         registry.register(Box::new(info))?;
-        Ok(Self { registry, cut_duration, ready_duration, known: Mutex::default() })
+        let meters = Meters::new(&registry)?;
+        Ok(Self { registry, cut_duration, ready_duration, meters, known: Mutex::default() })
+    }
+
+    /// What the controller measures of its own work.
+    pub const fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// A policy exists with these applications: its counters start at 0. Applications it no longer has lose their series.
@@ -431,7 +439,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
-        assert!(!text.contains("duration"), "{text}");
+        assert!(!text.lines().any(|line| line.contains("duration") && line.contains("policy=")), "{text}");
     }
 
     #[test]

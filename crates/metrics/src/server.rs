@@ -25,8 +25,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use crate::collector::{Family, render_leader, render_process};
+use crate::collector::Family;
 use crate::facts::Facts;
+use crate::process::{self, ProcessFacts};
 use crate::registry::Metrics;
 
 /// Where the server listens unless told otherwise.
@@ -106,8 +107,8 @@ impl Part {
 
 /// What this process is at, asked for at every scrape.
 pub trait Process: Send + Sync {
-    /// Whether it is the replica that schedules.
-    fn leads(&self) -> bool;
+    /// What it is at, for series.
+    fn facts(&self) -> ProcessFacts;
     /// One JSON object for people (docs/metrics.md); nothing in it is secret.
     fn state(&self) -> String;
 }
@@ -239,8 +240,8 @@ fn scrape(endpoints: &Endpoints) -> Response<Body> {
     let facts = Arc::clone(&endpoints.facts);
     let about_policies = Family::ALL.iter().flat_map(move |family| family.pages(Arc::clone(&facts)));
     let events = Metrics::render(Arc::clone(&endpoints.metrics));
-    let leads = endpoints.process.leads();
-    let process = std::iter::once_with(move || render_leader(leads) + &render_process());
+    let process = Arc::clone(&endpoints.process);
+    let process = std::iter::once_with(move || process::render(&process.facts()));
     let chunks = about_policies.chain(events).chain(process).map(Bytes::from);
     let frames = stream::iter(chunks.map(|chunk| Ok(Frame::data(chunk))));
     with_body(StatusCode::OK, TEXT_FORMAT, UnsyncBoxBody::new(StreamBody::new(frames)))

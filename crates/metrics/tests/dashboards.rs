@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use stillpoint_metrics::collector::{Family, render_leader, render_process};
-use stillpoint_metrics::{BuildInfo, FactsStore, HookPhase, Metrics};
+use stillpoint_metrics::collector::Family;
+use stillpoint_metrics::{
+    BuildInfo, FactsStore, HookPhase, Metrics, ProcessFacts, RuleFacts, WorkKind, WorkResult, process,
+};
 
 /// Exposed, and on purpose in no rule and on no dashboard here.
 const FOR_OTHER_USES: &[(&str, &str)] = &[
@@ -25,6 +27,17 @@ const FOR_OTHER_USES: &[(&str, &str)] = &[
     ("stillpoint_restore_size_bytes", "for the planning of storage"),
     ("stillpoint_last_run_duration_seconds", "for the planning of schedules"),
     ("process_resident_memory_bytes", "about the process, not about a policy"),
+    ("stillpoint_policy_in_blackout", "explains why nothing starts"),
+    ("stillpoint_runs_waiting", "about a namespace; for a dashboard of all of them"),
+    ("stillpoint_rule_policies", "about a rule; for a dashboard of all of them"),
+    ("stillpoint_rule_policies_outside", "the policies have an alert of their own"),
+    ("stillpoint_queue_depth", "about the process; for a dashboard of the controller"),
+    ("stillpoint_workers_busy", "about the process; for a dashboard of the controller"),
+    ("stillpoint_workers", "about the process; for a dashboard of the controller"),
+    ("stillpoint_run_start_delay_seconds", "about the process; for a dashboard of the controller"),
+    ("stillpoint_reconcile_duration_seconds", "about the process; for a dashboard of the controller"),
+    ("stillpoint_kube_requests_total", "about the process; for a dashboard of the controller"),
+    ("stillpoint_kube_request_duration_seconds", "about the process; for a dashboard of the controller"),
 ];
 
 /// Labels whose values are a closed set.
@@ -138,9 +151,23 @@ fn scrape() -> String {
     store.claims_listed();
     metrics.cut("disk.csi", 0.1);
     metrics.ready("disk.csi", 0.1);
+    let meters = metrics.meters();
+    let second = std::time::Duration::from_secs(1);
+    meters.started(second);
+    meters.worked(WorkKind::Policy, WorkResult::Succeeded, second);
+    for code in ["200", "409", "429", "500", "503", "unreachable", "abandoned"] {
+        meters.requested("get", "pods", code, second);
+    }
+    meters.clocks_read(1.0);
+    let process = ProcessFacts {
+        leads: true,
+        last_tick: Some("2026-11-20T01:00:00Z".parse().unwrap()),
+        rules: vec![RuleFacts { name: "gold".into(), ..RuleFacts::default() }],
+        ..ProcessFacts::default()
+    };
     let mut text: String = Family::ALL.iter().map(|family| family.render(&store)).collect();
     text.extend(Metrics::render(&*metrics));
-    text + &render_leader(true) + &render_process()
+    text + &process::render(&process)
 }
 
 fn catalogue() -> Catalogue {

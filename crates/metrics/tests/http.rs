@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stillpoint_metrics::server::DRAIN_TIMEOUT;
-use stillpoint_metrics::{BuildInfo, Endpoints, FactsStore, Metrics, Process, Readiness, bind, serve};
+use stillpoint_metrics::{
+    BuildInfo, Endpoints, FactsStore, Metrics, Process, ProcessFacts, Readiness, bind, serve,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -22,8 +24,8 @@ struct Server {
 struct Leader;
 
 impl Process for Leader {
-    fn leads(&self) -> bool {
-        true
+    fn facts(&self) -> ProcessFacts {
+        ProcessFacts { leads: true, ..ProcessFacts::default() }
     }
 
     fn state(&self) -> String {

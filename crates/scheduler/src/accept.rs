@@ -35,7 +35,7 @@ const WINDOWS_ANALYSED: usize = 400;
 const STARTS_INSIDE: u32 = 16;
 
 /// The one form of an expression that depends on when the policy was created.
-const EVERY: &str = "@every";
+pub(crate) const EVERY: &str = "@every";
 
 /// A policy that can be scheduled.
 #[derive(Clone, Debug)]
@@ -263,7 +263,10 @@ pub(crate) fn rule_blackouts(
 }
 
 /// Windows whose zone is that of the schedule unless they say otherwise.
-fn parse_blackouts(
+///
+/// # Errors
+/// What is wrong with one of them.
+pub(crate) fn parse_blackouts(
     blackouts: &[Blackout],
     zone: &str,
     created: Timestamp,
@@ -347,7 +350,7 @@ fn analysis(schedule: &Schedule, blackouts: &Blackouts, now: Timestamp) -> Resul
 }
 
 /// A blackout as text: equal texts are equal windows.
-fn written(blackout: &Blackout) -> String {
+pub(crate) fn written(blackout: &Blackout) -> String {
     let zone = blackout.time_zone.as_deref().unwrap_or_default();
     format!("{} {} {zone} {:?}", blackout.start, blackout.duration, blackout.action)
 }

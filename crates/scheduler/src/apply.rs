@@ -22,6 +22,7 @@ use crate::accept::{Schedules, accept_under};
 use crate::controller::DeletionObserver;
 use crate::dispatch::Plan;
 use crate::election::Leadership;
+use crate::meter::WorkObserver;
 use crate::projection::{BackupView, PolicyKey};
 use crate::prune::{self, Pruned, prune};
 use crate::reconciler::{Cancel, Note, Observed, Outcome, Start, reconcile};
@@ -49,6 +50,8 @@ pub(crate) struct Apply {
     pub rules: Arc<RuleBook>,
     /// Who counts the deletes of retention.
     pub deletions: Arc<dyn DeletionObserver>,
+    /// Who hears of the scheduler's own work.
+    pub work: Arc<dyn WorkObserver>,
     /// Longest time that deletes may take of a pass.
     pub deletes_bound: Duration,
     /// Whether any Backup of the cluster is in its freeze.
@@ -69,7 +72,7 @@ pub(crate) struct Applied {
     pub plan: Option<Plan>,
 }
 
-/// What became of a start that was planned.
+/// What became of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Started {
     /// The Backup was created.
@@ -112,6 +115,7 @@ impl Apply {
             leadership,
             rules: Arc::default(),
             deletions,
+            work: Arc::new(()),
             deletes_bound: prune::BOUND,
             frozen: AtomicBool::new(false),
             recorder,
@@ -131,6 +135,13 @@ impl Apply {
     /// Whether any Backup of the cluster is in its freeze.
     pub fn frozen(&self) -> bool {
         self.frozen.load(Ordering::SeqCst)
+    }
+
+    /// The Backup of a slot that was due at `due` has just been created.
+    pub fn tell_start(&self, due: Option<Timestamp>) {
+        if let Some(due) = due {
+            self.work.started(Duration::try_from(self.clock.wall().duration_since(due)).unwrap_or_default());
+        }
     }
 
     /// An event is for people: when it cannot be written, the status still says the same.
@@ -193,13 +204,21 @@ pub(crate) async fn apply(context: &Apply, key: &PolicyKey, seen: &Seen<'_>) -> 
             server_ahead: seen.server_ahead,
         };
         let outcome = reconcile(&observed, now);
-        if let Some(start) = outcome.start
-            && let Err(error) = create(context, &policy, start).await
-        {
-            context.fence()?;
-            let note = format!("the slot {} waits: {error}", start.slot);
-            context.tell(&policy, "BackupNotStarted", note).await;
-            return Err(error);
+        if let Some(start) = outcome.start {
+            match create(context, &policy, start).await {
+                Ok(Started::Created) => {
+                    if let (Trigger::Schedule, Ok(accepted)) = (start.trigger, &accepted) {
+                        context.tell_start(accepted.slots.starts_at(start.slot));
+                    }
+                }
+                Ok(Started::Exists) => {}
+                Err(error) => {
+                    context.fence()?;
+                    let note = format!("the slot {} waits: {error}", start.slot);
+                    context.tell(&policy, "BackupNotStarted", note).await;
+                    return Err(error);
+                }
+            }
         }
         for run in &outcome.cancel {
             cancel(context, key, run).await?;
@@ -253,7 +272,7 @@ pub(crate) async fn start(
 }
 
 /// Creates the Backup of a slot, or finds that it exists.
-async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<(), ApplyError> {
+async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<Started, ApplyError> {
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
     let uid = policy.uid().unwrap_or_default();
     let backups: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
@@ -274,13 +293,13 @@ async fn create(context: &Apply, policy: &BackupPolicy, start: Start) -> Result<
                     namespace, policy = policy.name_any(), backup = created.name_any(), slot = %start.slot,
                     trigger = start.trigger.label(), "a backup was started"
                 );
-                return Ok(());
+                return Ok(Started::Created);
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let known =
                     backups.get_opt(&backup.name_any()).await.map_err(api("read the existing Backup"))?;
                 if known.is_some_and(|known| is_ours(&known, &uid, start.slot)) {
-                    return Ok(());
+                    return Ok(Started::Exists);
                 }
             }
             Err(error) => return Err(api("create the Backup")(error)),

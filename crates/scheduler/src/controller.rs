@@ -31,8 +31,9 @@ use crate::apply::{Applied, Apply, ApplyError, Seen, Started, apply, start};
 use crate::dispatch::FairQueue;
 use crate::election::Leadership;
 use crate::heap::DueHeap;
+use crate::meter::{Work, WorkEnd, WorkObserver};
 use crate::projection::{PolicyKey, Projection};
-use crate::rules;
+use crate::rules::{self, RuleBook};
 use crate::server_clock;
 
 /// Longest sleep before the wall clock is read again: it may have been set, and the monotonic clock stops while a
@@ -44,6 +45,9 @@ const IN_FLIGHT: usize = 16;
 
 /// Planned starts that are carried out at once: one request each.
 const STARTS_IN_FLIGHT: usize = 32;
+
+/// Most tasks there are at once.
+pub const WORKERS: usize = IN_FLIGHT + STARTS_IN_FLIGHT;
 
 /// Policies that are worked on at once while starts wait: a herd comes first, and an edit still gets through.
 const BESIDE_STARTS: usize = 2;
@@ -74,6 +78,10 @@ pub struct SchedulerContext {
     pub progress: watch::Sender<Progress>,
     /// Who counts the deletes of retention.
     pub deletions: Arc<dyn DeletionObserver>,
+    /// Who hears of the scheduler's own work.
+    pub work: Arc<dyn WorkObserver>,
+    /// Where rules and namespaces are noted: empty, and the scheduler's from now on. Others may read it.
+    pub rules: Arc<RuleBook>,
 }
 
 /// Hears of every delete that retention asks for.
@@ -90,6 +98,8 @@ impl DeletionObserver for () {
 /// What the loop is at, for people (`/debug/state`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
+    /// When the loop last went round with everything listed and the lead in hand; at least once a minute.
+    pub ticked_at: Option<Timestamp>,
     /// Policies with a time at which they are looked at again; none while this replica does not lead.
     pub waiting: usize,
     /// Policies that are due and wait for a free task.
@@ -199,8 +209,12 @@ pub async fn run_with(
         watcher::Config::default().page_size(PAGE),
     );
     let (ahead, server_ahead) = watch::channel(None);
-    let server_clock =
-        tokio::spawn(server_clock::watch(context.client.clone(), context.clock.clone(), ahead));
+    let server_clock = tokio::spawn(server_clock::watch(
+        context.client.clone(),
+        context.clock.clone(),
+        ahead,
+        context.work.clone(),
+    ));
     let out_of_band = OutOfBand::watching(&context.client);
     let (client, clock, leadership) =
         (context.client.clone(), context.clock.clone(), context.leadership.clone());
@@ -224,18 +238,21 @@ pub async fn run_with(
 
 impl Scheduler {
     fn new(context: SchedulerContext, server_ahead: watch::Receiver<Option<SignedDuration>>) -> Self {
+        let mut apply = Apply::new(
+            context.client,
+            context.clock,
+            context.cluster_uid,
+            Schedules::default(),
+            context.leadership,
+            context.deletions,
+        );
+        apply.rules = context.rules;
+        apply.work = context.work;
         Self {
             ready: context.ready,
             progress: context.progress,
             term: None,
-            context: Arc::new(Apply::new(
-                context.client,
-                context.clock,
-                context.cluster_uid,
-                Schedules::default(),
-                context.leadership,
-                context.deletions,
-            )),
+            context: Arc::new(apply),
             projection: Projection::default(),
             due: DueHeap::default(),
             queue: FairQueue::default(),
@@ -345,7 +362,9 @@ impl Scheduler {
 
     fn show(&mut self) {
         let next = self.due.first().map(|(key, due)| (key.clone(), due));
+        let ticks = self.term.is_some() && self.listed();
         let now = Progress {
+            ticked_at: ticks.then(|| self.now()),
             waiting: self.due.len(),
             queued: self.queue.len() + self.starts.len(),
             busy: self.busy.len(),
@@ -392,7 +411,9 @@ impl Scheduler {
             let server_ahead = *self.server_ahead.borrow();
             self.tasks.spawn(async move {
                 let seen = Seen { backups: &backups, fresh_failures, server_ahead };
+                let began = context.clock.mono();
                 let result = apply(&context, &key, &seen).await;
+                context.work.worked(Work::Policy, how_it_ended(&result), context.clock.mono().since(began));
                 (key, Done::Looked(result))
             });
         }
@@ -411,11 +432,17 @@ impl Scheduler {
     fn start(&mut self, key: PolicyKey, slot: Timestamp, uid: String) {
         self.starting += 1;
         self.busy.insert(key.clone(), false);
+        let due = self.projection.planned(&key).map(|(plan, _)| plan.due);
         // One plan, one start.
         self.projection.plan(&key, None);
         let context = self.context.clone();
         self.tasks.spawn(async move {
+            let began = context.clock.mono();
             let result = start(&context, &key, &uid, slot).await;
+            context.work.worked(Work::Start, how_it_ended(&result), context.clock.mono().since(began));
+            if matches!(result, Ok(Started::Created)) {
+                context.tell_start(due);
+            }
             (key, Done::Started(result))
         });
     }
@@ -617,6 +644,14 @@ impl Scheduler {
         for key in std::mem::take(&mut self.deletes_wait) {
             self.enqueue(key);
         }
+    }
+}
+
+fn how_it_ended<T>(result: &Result<T, ApplyError>) -> WorkEnd {
+    match result {
+        Ok(_) => WorkEnd::Succeeded,
+        Err(ApplyError::Deposed) => WorkEnd::Deposed,
+        Err(ApplyError::Api { .. } | ApplyError::Conflict | ApplyError::NamesTaken { .. }) => WorkEnd::Failed,
     }
 }
 

@@ -175,6 +175,8 @@ impl World {
             ready,
             progress: watch::Sender::default(),
             deletions: Arc::new(()),
+            work: Arc::new(()),
+            rules: Arc::default(),
         };
         let scheduler = Scheduler::new(context, server_ahead);
         let (policies, policy_stream) = mpsc::unbounded();

@@ -14,10 +14,12 @@ pub mod cron;
 mod dispatch;
 pub mod election;
 pub mod heap;
+pub mod meter;
 pub mod objectives;
 mod packed;
 pub mod projection;
 mod prune;
+pub mod quiet_times;
 pub mod reconciler;
 pub mod retention;
 pub mod rules;
@@ -27,5 +29,7 @@ pub mod snapshots;
 mod templates;
 
 pub use controller::{
-    BackupEvents, DeletionObserver, Progress, SchedulerContext, SchedulerError, run, run_with,
+    BackupEvents, DeletionObserver, Progress, SchedulerContext, SchedulerError, WORKERS, run, run_with,
 };
+pub use meter::{Work, WorkEnd, WorkObserver};
+pub use quiet_times::QuietTimes;

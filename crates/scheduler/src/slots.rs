@@ -186,6 +186,14 @@ impl SlotSpec {
         slot.saturating_add(self.offset).unwrap_or(Timestamp::MAX)
     }
 
+    /// When `slot` starts, if nothing else is in its way: when it is due, or after the blackouts that defer it.
+    pub fn starts_at(&self, slot: Timestamp) -> Option<Timestamp> {
+        match self.fate(self.due(slot)) {
+            Fate::Starts(at) => Some(at),
+            Fate::Dropped { .. } => None,
+        }
+    }
+
     /// What blackouts make of a start at `due`.
     fn fate(&self, due: Timestamp) -> Fate {
         if self.blackouts.is_empty() { Fate::Starts(due) } else { self.blackouts.fate(due, self.offset) }

@@ -59,6 +59,8 @@ impl World {
             leadership: Leadership::alone(clock.clone()),
             progress: watch::Sender::default(),
             deletions: Arc::new(()),
+            work: Arc::new(()),
+            rules: Arc::default(),
         };
         let scheduler = tokio::spawn(run(context, async move {
             stopped.await.ok();

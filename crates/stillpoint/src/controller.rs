@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Config};
 use stillpoint_api::clock::SystemClock;
 use stillpoint_api::evidence::Consistency;
-use stillpoint_executor::api_client::api_client;
+use stillpoint_executor::api_client::metered_client;
 use stillpoint_executor::contents::ContentWatch;
 use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
@@ -23,10 +23,14 @@ use stillpoint_executor::hold::SystemEntropy;
 use stillpoint_executor::observer::{HookPhase, RunLabels, RunObserver, RunResult};
 use stillpoint_executor::ownership::replica::identity;
 use stillpoint_executor::ownership::{Ownership, Timing};
+use stillpoint_executor::request_meter::{Answer, ApiRequest, RequestMeter, RequestObserver};
 use stillpoint_executor::storage::{StorageTable, TrustFile};
-use stillpoint_metrics::{BuildInfo, Endpoints, FactsStore, Metrics, Readiness};
+use stillpoint_metrics::{
+    BuildInfo, Calendar, Endpoints, FactsStore, Metrics, PolicyProjection, Readiness, WorkKind, WorkResult,
+};
 use stillpoint_scheduler::election::{self, Candidate, Leadership, Terms};
-use stillpoint_scheduler::{Progress, SchedulerContext};
+use stillpoint_scheduler::rules::RuleBook;
+use stillpoint_scheduler::{Progress, QuietTimes, SchedulerContext, Work, WorkEnd, WorkObserver};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
@@ -225,10 +229,6 @@ pub async fn run(
     let config = exec_client_config(config);
     let failed =
         |what: &str, why: String| Failure::new(what, why, "check the kubeconfig and that the cluster is up");
-    let exec = KubeExec::from_config(config.clone(), Arc::clone(&clock))
-        .map_err(|error| failed("cannot make the exec client", error.to_string()))?;
-    let client = api_client(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
-
     let build = BuildInfo {
         version: env!("CARGO_PKG_VERSION").into(),
         revision: option_env!("STILLPOINT_REVISION").unwrap_or("unknown").into(),
@@ -237,7 +237,15 @@ pub async fn run(
         Metrics::new(&build)
             .map_err(|error| Failure::new("cannot register the metrics", error.to_string(), ""))?,
     );
-    let facts = Arc::new(FactsStore::new(Arc::clone(&metrics)));
+    let meter = RequestMeter::new(Arc::new(Observed(Arc::clone(&metrics))), Arc::clone(&clock));
+    let made = |error: kube::Error| failed("cannot make the client", chain(&error));
+    // Streams of exec have connections of their own.
+    let exec = metered_client(config.clone(), meter.clone()).map_err(made)?;
+    let exec = KubeExec::with_client(exec, Arc::clone(&clock));
+    let client = metered_client(config, meter).map_err(made)?;
+    let rules = Arc::new(RuleBook::default());
+    let calendar = Quiet(QuietTimes::new(Arc::clone(&rules), Arc::clone(&clock)));
+    let facts = Arc::new(FactsStore::with_calendar(Arc::clone(&metrics), Arc::new(calendar)));
     let readiness = Readiness::default();
     let listener = stillpoint_metrics::bind(metrics_address)
         .await
@@ -286,6 +294,7 @@ pub async fn run(
                 leadership: leadership.clone(),
                 ownership: context.ownership.clone(),
                 progress: progress.subscribe(),
+                rules: Arc::clone(&rules),
             }),
         },
         until_stopped(),
@@ -337,6 +346,8 @@ pub async fn run(
             leadership,
             progress,
             deletions: Arc::new(Observed(Arc::clone(&metrics))),
+            work: Arc::new(Observed(Arc::clone(&metrics))),
+            rules,
         },
         for_scheduler,
         until_stopped(),
@@ -431,6 +442,54 @@ impl stillpoint_scheduler::DeletionObserver for Observed {
         use stillpoint_metrics::DeletionResult;
         let result = if deleted { DeletionResult::Deleted } else { DeletionResult::Failed };
         self.0.retention_deletion(&policy.namespace, &policy.name, result);
+    }
+}
+
+impl WorkObserver for Observed {
+    fn started(&self, delay: Duration) {
+        self.0.meters().started(delay);
+    }
+
+    fn worked(&self, work: Work, end: WorkEnd, took: Duration) {
+        let kind = match work {
+            Work::Policy => WorkKind::Policy,
+            Work::Start => WorkKind::Start,
+        };
+        let result = match end {
+            WorkEnd::Succeeded => WorkResult::Succeeded,
+            WorkEnd::Failed => WorkResult::Failed,
+            WorkEnd::Deposed => WorkResult::Deposed,
+        };
+        self.0.meters().worked(kind, result, took);
+    }
+
+    fn clocks_read(&self, ahead: jiff::SignedDuration) {
+        self.0.meters().clocks_read(ahead.as_secs_f64());
+    }
+}
+
+impl RequestObserver for Observed {
+    fn answered(&self, request: &ApiRequest, answer: Answer, took: Duration) {
+        let ApiRequest { verb, resource } = request;
+        let status;
+        let code = match answer {
+            Answer::Status(code) => {
+                status = code.to_string();
+                status.as_str()
+            }
+            Answer::Unreachable => "unreachable",
+            Answer::Abandoned => "abandoned",
+        };
+        self.0.meters().requested(verb, resource, code, took);
+    }
+}
+
+/// Tells the metrics of blackouts, which the scheduler knows.
+struct Quiet(QuietTimes);
+
+impl Calendar for Quiet {
+    fn in_blackout(&self, namespace: &str, policy: &PolicyProjection) -> bool {
+        self.0.hold(namespace, &policy.blackouts, Some(&policy.time_zone), policy.created)
     }
 }
 

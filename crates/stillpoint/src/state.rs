@@ -1,10 +1,13 @@
-//! What a running controller tells about itself: `/debug/state`, and whether it leads.
+//! What a running controller tells about itself: `/debug/state`, and what the metrics say of the process.
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use stillpoint_executor::ownership::Ownership;
-use stillpoint_metrics::Process;
-use stillpoint_scheduler::Progress;
+use stillpoint_metrics::{Process, ProcessFacts, RuleFacts};
 use stillpoint_scheduler::election::Leadership;
+use stillpoint_scheduler::rules::{Glance, RuleBook};
+use stillpoint_scheduler::{Progress, WORKERS};
 use tokio::sync::watch;
 
 /// Where the answers come from.
@@ -16,6 +19,8 @@ pub struct Inside {
     pub ownership: Ownership,
     /// The scheduler's loop.
     pub progress: watch::Receiver<Progress>,
+    /// The ProtectionRules.
+    pub rules: Arc<RuleBook>,
 }
 
 impl Inside {
@@ -45,8 +50,22 @@ impl Inside {
 }
 
 impl Process for Inside {
-    fn leads(&self) -> bool {
-        self.leadership.leads()
+    fn facts(&self) -> ProcessFacts {
+        let leads = self.leadership.leads();
+        let rules = self.rules.glances().into_iter().map(|rule| {
+            let Glance { name, in_force, policies, outside } = rule;
+            RuleFacts { name, in_force, policies, outside }
+        });
+        let progress = self.progress.borrow();
+        ProcessFacts {
+            leads,
+            // A loop that stopped in an earlier term says nothing about the leader's.
+            last_tick: progress.ticked_at.filter(|_| leads),
+            queued: progress.queued,
+            busy: progress.busy,
+            workers: WORKERS,
+            rules: rules.collect(),
+        }
     }
 
     fn state(&self) -> String {
@@ -56,8 +75,6 @@ impl Process for Inside {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use stillpoint_api::clock::ManualClock;
     use stillpoint_executor::ownership::Timing;
     use stillpoint_scheduler::projection::PolicyKey;
@@ -69,15 +86,21 @@ mod tests {
         let clock = Arc::new(ManualClock::at("2026-11-21T01:00:00Z".parse().unwrap()));
         let ownership = Ownership::new("a_1", "here", Timing::default());
         let _work = ownership.works_on("backups", "shop", "b");
+        let tick = "2026-11-21T01:59:30Z".parse().unwrap();
         let progress = watch::Sender::new(Progress {
+            ticked_at: Some(tick),
             waiting: 2,
             queued: 0,
             busy: 1,
             next: Some((PolicyKey::new("shop", "nightly"), "2026-11-21T02:00:00Z".parse().unwrap())),
             frozen: vec![("shop".into(), "b".into())],
         });
-        let leadership = Leadership::alone(clock);
-        let inside = Inside { leadership, ownership: ownership.clone(), progress: progress.subscribe() };
+        let inside = Inside {
+            leadership: Leadership::alone(clock.clone()),
+            ownership: ownership.clone(),
+            progress: progress.subscribe(),
+            rules: Arc::default(),
+        };
         let expected = json!({
             "replica": "a_1", "leads": true, "leader": null, "works": ["backups/shop/b"], "frozen": ["shop/b"],
             "schedule": {
@@ -86,6 +109,10 @@ mod tests {
             },
         });
         assert_eq!(inside.value(), expected);
+        assert_eq!(inside.facts().last_tick, Some(tick));
+        let idle = Inside { leadership: Leadership::none(clock), ..inside };
+        let facts = idle.facts();
+        assert!(facts.last_tick.is_none() && !facts.leads && facts.busy == 1, "{facts:?}");
         drop(_work);
         assert!(ownership.works().is_empty());
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use stillpoint_api::backup::BackupStatus;
+use stillpoint_api::backup::{BackupStatus, PACED};
 use stillpoint_api::conditions;
 use stillpoint_api::policy::RunBounds;
 use tokio::sync::futures::OwnedNotified;
@@ -19,9 +19,6 @@ use crate::pace::FREEZE_LIMIT;
 const MAX_RUNS: usize = 16;
 /// Runs of this process that wait for a place at once: each looks once a second. Beyond, they wait for one another.
 const MAX_WAITING: usize = 32;
-
-/// Condition of a Backup: a rule's limit keeps it from freezing yet.
-const PACED: &str = "Paced";
 
 /// The turns of a process.
 #[derive(Debug)]

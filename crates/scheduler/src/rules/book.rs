@@ -48,6 +48,19 @@ pub struct View {
     pub stamped: usize,
 }
 
+/// A rule in a few words; the numbers are those of its status, so that every replica says the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// Its name.
+    pub name: String,
+    /// Whether it decides anything.
+    pub in_force: bool,
+    /// Policies in the namespaces that it selects.
+    pub policies: u32,
+    /// Policies that are refused because of it.
+    pub outside: u32,
+}
+
 /// A namespace in which default policies may have to be looked after.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -361,6 +374,20 @@ impl RuleBook {
             }
         };
         state.rules.values().map(of_rule).collect()
+    }
+
+    /// Every rule at a glance, in the order of their names.
+    pub fn glances(&self) -> Vec<Glance> {
+        let of_rule = |known: &Arc<Known>| {
+            let status = known.rule.status.as_ref();
+            Glance {
+                name: known.name().to_owned(),
+                in_force: known.in_force(),
+                policies: status.map_or(0, |status| status.policies),
+                outside: status.map_or(0, |status| status.violations),
+            }
+        };
+        self.state().rules.values().map(of_rule).collect()
     }
 
     /// Whether the rule with this UID is in force.

@@ -22,7 +22,7 @@ use stillpoint_api::clock::SharedClock;
 use stillpoint_api::rule::{ProtectionRule, judge};
 use stillpoint_api::validate::{self, Finding};
 
-pub use book::{Known, RuleBook};
+pub use book::{Glance, Known, RuleBook};
 
 use crate::accept;
 use crate::election::Leadership;

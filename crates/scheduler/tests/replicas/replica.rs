@@ -64,6 +64,8 @@ impl Replica {
             leadership: leadership.clone(),
             progress,
             deletions: Arc::new(()),
+            work: Arc::new(()),
+            rules: Arc::default(),
         };
         let scheduler = tokio::spawn(async move {
             let stopped = async move {
