@@ -51,6 +51,17 @@ pub enum Queue {
 }
 
 impl Queue {
+    /// Whether a client throttle at upstream's default rate can look like this. On a busy machine the snapshots that the burst
+    /// lets through do not come together, and the throttle looks like a driver that makes one after the other; its step
+    /// tells then: four requests at five a second are 0.8 s, from half to one and a half of which was seen.
+    pub fn may_be_throttle(self) -> bool {
+        let usual = Duration::from_secs(u64::from(REQUESTS_PER_SNAPSHOT)) / UPSTREAM_QPS;
+        match self {
+            Self::Throttled { .. } => true,
+            Self::Serialised { step } => (usual / 2..=usual + usual / 2).contains(&step),
+        }
+    }
+
     /// What each further snapshot adds.
     pub const fn step(self) -> Duration {
         match self {
@@ -209,6 +220,14 @@ mod tests {
         let found = run(&[2.0, 4.1, 6.0, 8.1, 10.0]).queue();
         let Some(Queue::Serialised { step }) = found else { panic!("{found:?}") };
         assert_eq!(step, Duration::from_secs(2));
+        assert!(!found.unwrap().may_be_throttle());
+    }
+
+    #[test]
+    fn a_throttle_on_a_busy_machine_is_not_taken_for_a_slow_driver() {
+        let busy = run(&[0.5, 0.9, 1.5, 2.1, 2.8, 3.4, 4.0, 4.7, 5.3, 6.1]).queue().unwrap();
+        assert!(matches!(busy, Queue::Serialised { .. }), "{busy:?}");
+        assert!(busy.may_be_throttle(), "{busy:?}");
     }
 
     #[test]

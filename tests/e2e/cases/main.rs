@@ -33,8 +33,8 @@ use stillpoint_e2e::explain::explain;
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Problem, program};
 
-/// No case may hang the suite.
-const CASE_WITHIN: Duration = Duration::from_secs(300);
+/// No case may hang the suite. The longest waits four minutes for a page and two for its end.
+const CASE_WITHIN: Duration = Duration::from_secs(480);
 
 type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 

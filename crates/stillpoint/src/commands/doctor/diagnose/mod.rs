@@ -271,6 +271,11 @@ mod tests {
             let serial = run(&[2.0, 4.0, 6.0, 8.0, 10.0]);
             observed.runs.as_mut().unwrap().insert("ebs.csi.aws.com".into(), vec![serial]);
         });
+        let either = ["one after the other", "client throttle", "--kube-api-qps", "one group"];
+        one("storage-path", Severity::Warning, &either, |observed| {
+            let busy = run(&[0.5, 0.9, 1.5, 2.1, 2.8, 3.4, 4.0, 4.7, 5.3, 6.1]);
+            observed.runs.as_mut().unwrap().insert("ebs.csi.aws.com".into(), vec![busy]);
+        });
     }
 
     #[test]

@@ -48,20 +48,35 @@ fn of_driver(driver: &str, newest_first: &[PathRun]) -> Finding {
                  cut the volumes as one group (snapshot.group)",
             )
         }
-        Some((Queue::Serialised { step }, run)) => Finding::warning(
-            CHECK,
-            format!(
-                "driver {driver}: the last run of {} snapshots waited {}: they are made one after the other, {} each",
-                run.waits.len(),
-                seconds(run.waits.last().copied().unwrap_or_default()),
-                seconds(step)
-            ),
-            format!(
-                "every volume of an application adds to its freeze; {TOLD_FOR} volumes freeze about {}",
-                seconds(many)
-            ),
-            "cut the volumes as one group (snapshot.group), if the driver has groups, or use fewer volumes",
-        ),
+        Some((queue @ Queue::Serialised { step }, run)) => {
+            let group = "cut the volumes as one group (snapshot.group), if the driver has groups, or use fewer volumes";
+            let (cause, cure) = if queue.may_be_throttle() {
+                (
+                    "a driver that makes one at a time does this, and so does the client throttle of the snapshot stack on a \
+                     busy cluster (5 requests a second by default: about 0.8 s each); ",
+                    format!(
+                        "add --kube-api-qps=100 --kube-api-burst=200 to snapshot-controller and to the driver's csi-snapshotter, \
+                         and look again after the next run; if it is the same then, {group}"
+                    ),
+                )
+            } else {
+                ("", group.to_owned())
+            };
+            Finding::warning(
+                CHECK,
+                format!(
+                    "driver {driver}: the last run of {} snapshots waited {}: they are made one after the other, {} each",
+                    run.waits.len(),
+                    seconds(run.waits.last().copied().unwrap_or_default()),
+                    seconds(step)
+                ),
+                format!(
+                    "{cause}every volume of an application adds to its freeze; {TOLD_FOR} volumes freeze about {}",
+                    seconds(many)
+                ),
+                cure,
+            )
+        }
         None => {
             let most = newest_first.iter().max_by_key(|run| run.waits.len());
             let told = most.map_or(String::new(), |run| {
