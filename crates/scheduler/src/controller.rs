@@ -50,7 +50,7 @@ const STARTS_IN_FLIGHT: usize = 32;
 pub const WORKERS: usize = IN_FLIGHT + STARTS_IN_FLIGHT;
 
 /// Policies that are worked on at once while starts wait: a herd comes first, and an edit still gets through.
-const BESIDE_STARTS: usize = 2;
+const BESIDE_STARTS: usize = 1;
 
 /// Objects per page of a list: Backups with their evidence take tens of KiB each in memory, and a page is there whole.
 const PAGE: u32 = 100;

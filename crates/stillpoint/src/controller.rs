@@ -141,7 +141,12 @@ fn log_to_stderr(args: &ControllerArgs) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log).map_err(|error| {
         Failure::new("cannot read --log", error.to_string(), "for example --log info").exiting(Exit::Usage)
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written is lost. Told on stderr, as is the default, that would be a panic: whoever reads the log
+    // goes away, or its disk is full, and the controller would end with it, in the middle of a freeze.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let started = match args.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -4,7 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -27,12 +27,14 @@ struct Controller {
 impl Controller {
     fn start(kubeconfig: &Path, replica: &str) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // A log that cannot be written, as on a full disk, costs its lines and nothing else.
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_stillpoint"))
             .args(["controller", "--replica", replica, "--lease-namespace", "default"])
             .args(["--metrics-address", &address.to_string()])
             .arg("--kubeconfig")
             .arg(kubeconfig)
-            .stderr(Stdio::null())
+            .stderr(full)
             .spawn()
             .unwrap();
         Self { child, address }
