@@ -17,6 +17,9 @@ use crate::policy::{
 pub const SNAPSHOTS_FINALIZER: &str = "stillpoint.dev/snapshots";
 /// Annotation `"true"`: the finalizer lets go and the data stays.
 pub const ABANDON_ANNOTATION: &str = "stillpoint.dev/abandon";
+/// Annotation of a Backup: since when it is known that its policy is gone. The scheduler writes it where a rule says what
+/// becomes of such Backups, and removes it when the policy is back or no rule asks any more (docs/rules.md).
+pub const ORPHANED_SINCE_ANNOTATION: &str = "stillpoint.dev/orphaned-since";
 /// Annotation of a claim, `"true"`: it is meant to be without a backup and does not count as unprotected.
 pub const NEEDS_NO_BACKUP_ANNOTATION: &str = "stillpoint.dev/needs-no-backup";
 /// Label of Backups and snapshots: name of the policy.

@@ -8,7 +8,7 @@ pub mod judge;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::core::{Selector, SelectorExt as _};
 use kube::{CustomResource, KubeSchema, ResourceExt as _};
 use schemars::JsonSchema;
@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration::{LongDuration, ShortDuration};
 use crate::policy::{
-    Application, BackupPolicySpec, Blackout, Continuity, FreezeBounds, NameRef, Objectives, Requirement,
-    Retention, RunBounds, Schedule, SnapshotOptions, TemplateRef,
+    Application, BackupPolicySpec, Blackout, Continuity, DELETIONS_AGREED_ANNOTATION, FreezeBounds, NameRef,
+    Objectives, Requirement, Retention, RunBounds, Schedule, SnapshotOptions, TemplateRef,
 };
 use crate::restore::RestoreTarget;
 
@@ -29,6 +29,9 @@ pub const OPT_OUT: &str = "none";
 pub const RULE_VIOLATION: &str = "RuleViolation";
 /// Condition of a rule: it is in force.
 pub const ACCEPTED: &str = "Accepted";
+
+/// Condition of a rule: so many policies are gone that it looks like a mistake, and none of their Backups is deleted.
+pub const ORPHANS_PAUSED: &str = "OrphansPaused";
 
 /// What operations decide for the namespaces that it selects.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +52,7 @@ pub const ACCEPTED: &str = "Accepted";
     printcolumn(name = "Policies", type_ = "integer", json_path = ".status.policies"),
     printcolumn(name = "Violations", type_ = "integer", json_path = ".status.violations"),
     printcolumn(name = "Stamped", type_ = "integer", json_path = ".status.stamped"),
+    printcolumn(name = "Expiring", type_ = "integer", json_path = ".status.orphans.expiring", priority = 1),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -78,7 +82,8 @@ pub struct ProtectionRuleSpec {
     /// A policy for namespaces that have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<DefaultPolicy>,
-    /// What becomes of the Backups of policies that are gone. Default: they are kept.
+    /// What becomes of the Backups of policies that are gone. Default: they are kept. Of several rules that say it the
+    /// longest time counts, and `newest: Keep`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orphans: Option<Orphans>,
 }
@@ -257,7 +262,8 @@ pub enum Newest {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProtectionRuleStatus {
-    /// `Accepted`: the rule is in force. `Stamped`: every default policy that is asked for exists.
+    /// `Accepted`: the rule is in force. `Stamped`: every default policy that is asked for exists. `OrphansPaused`: so many
+    /// policies are gone that none of their Backups is deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
@@ -280,6 +286,24 @@ pub struct ProtectionRuleStatus {
     /// Policies that this rule stamped.
     #[serde(default)]
     pub stamped: u32,
+    /// Backups of policies that are gone, of a rule with `orphans`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphans: Option<OrphansStatus>,
+}
+
+/// Backups of policies that are gone, in the namespaces that a rule selects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrphansStatus {
+    /// All of them.
+    #[serde(default)]
+    pub backups: u32,
+    /// Those that will be deleted with their data unless something changes.
+    #[serde(default)]
+    pub expiring: u32,
+    /// When the first of these goes, at the earliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_deletion: Option<Time>,
 }
 
 impl DefaultPolicy {
@@ -310,6 +334,13 @@ impl ProtectionRule {
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         Selector::try_from(self.spec.namespace_selector.clone())
             .is_ok_and(|selector| selector.matches(labels))
+    }
+
+    /// Whether somebody agreed to what this generation of the rule deletes ([`DELETIONS_AGREED_ANNOTATION`]).
+    pub fn deletions_agreed(&self) -> bool {
+        let agreed = self.annotations().get(DELETIONS_AGREED_ANNOTATION);
+        let agreed = agreed.and_then(|generation| generation.parse::<i64>().ok());
+        agreed.is_some() && agreed == self.metadata.generation
     }
 
     /// Whether the rule is in force: nothing is wrong with it, and the scheduler, which also reads its schedules, has not

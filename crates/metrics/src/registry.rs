@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::ops::{Bound, Deref};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
 
@@ -207,6 +207,8 @@ pub struct Metrics {
     cut_duration: HistogramVec,
     ready_duration: HistogramVec,
     meters: Meters,
+    /// Without a policy: its own series would be gone as well.
+    orphan_deletions: IntCounterVec,
     known: Mutex<Known>,
 }
 
@@ -234,6 +236,17 @@ impl Metrics {
             &["driver"],
             &READY_BUCKETS,
         )?;
+        let orphan_deletions = IntCounterVec::new(
+            Opts::new(
+                "stillpoint_orphan_deletions_total",
+                "Deletes of Backups without their policy, that rules asked for, by result.",
+            ),
+            &["result"],
+        )?;
+        for result in DeletionResult::ALL {
+            orphan_deletions.with_label_values(&[result.label()]);
+        }
+        registry.register(Box::new(orphan_deletions.clone()))?;
         let info = GaugeVec::new(
             Opts::new("stillpoint_build_info", "Which binary this is; always 1."),
             &["version", "revision"],
@@ -241,7 +254,7 @@ impl Metrics {
         info.with_label_values(&[&build.version, &build.revision]).set(1.0);
         registry.register(Box::new(info))?;
         let meters = Meters::new(&registry)?;
-        Ok(Self { registry, cut_duration, ready_duration, meters, known: Mutex::default() })
+        Ok(Self { registry, cut_duration, ready_duration, orphan_deletions, meters, known: Mutex::default() })
     }
 
     /// What the controller measures of its own work.
@@ -332,6 +345,11 @@ impl Metrics {
     /// Retention asked for the deletion of a Backup.
     pub fn retention_deletion(&self, namespace: &str, policy: &str, result: DeletionResult) {
         self.observe(namespace, policy, |series| series.count_deletion(result));
+    }
+
+    /// A rule asked for the deletion of a Backup whose policy is gone.
+    pub fn orphan_deletion(&self, result: DeletionResult) {
+        self.orphan_deletions.with_label_values(&[result.label()]).inc();
     }
 
     /// All events in the text format, in pages: one page is in memory at a time.

@@ -23,6 +23,7 @@ const FOR_OTHER_USES: &[(&str, &str)] = &[
     ("stillpoint_retention_blocked", "explains why points stay"),
     ("stillpoint_retention_overdue", "explains why points stay"),
     ("stillpoint_retention_deletions_total", "for questions about who deleted what"),
+    ("stillpoint_orphan_deletions_total", "for questions about who deleted what"),
     ("stillpoint_recovery_point_cut_spread_seconds", "for the judgement of storage"),
     ("stillpoint_restore_size_bytes", "for the planning of storage"),
     ("stillpoint_last_run_duration_seconds", "for the planning of schedules"),

@@ -4,6 +4,7 @@
 //! lead; a policy is worked on by one task at a time; the Backup is created before the status says so; every status write is a PUT with the version that was
 //! read, and a conflict is read and decided again; nothing is deleted while any Backup is frozen.
 
+mod orphans;
 mod out_of_band;
 
 use std::collections::{HashMap, HashSet};
@@ -25,6 +26,7 @@ use stillpoint_api::policy::BackupPolicy;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use self::orphans::Orphanage;
 use self::out_of_band::OutOfBand;
 use crate::accept::Schedules;
 use crate::apply::{Applied, Apply, ApplyError, Seen, Started, apply, start};
@@ -84,15 +86,20 @@ pub struct SchedulerContext {
     pub rules: Arc<RuleBook>,
 }
 
-/// Hears of every delete that retention asks for.
+/// Hears of every delete that the scheduler asks for.
 pub trait DeletionObserver: Send + Sync {
     /// One was taken by the API server, or it failed.
     fn asked(&self, policy: &PolicyKey, deleted: bool);
+
+    /// The same of a delete that a rule's `orphans` asks for; the policy is gone.
+    fn orphan(&self, policy: &PolicyKey, deleted: bool);
 }
 
 /// Nobody counts.
 impl DeletionObserver for () {
     fn asked(&self, _policy: &PolicyKey, _deleted: bool) {}
+
+    fn orphan(&self, _policy: &PolicyKey, _deleted: bool) {}
 }
 
 /// What the loop is at, for people (`/debug/state`).
@@ -156,6 +163,8 @@ struct Scheduler {
     server_ahead: watch::Receiver<Option<SignedDuration>>,
     /// Snapshots that somebody else deletes.
     out_of_band: OutOfBand,
+    /// Backups of policies that are gone.
+    orphans: Orphanage,
 }
 
 /// How a task ended.
@@ -266,6 +275,7 @@ impl Scheduler {
             backups_listed: Listing::default(),
             server_ahead,
             out_of_band: OutOfBand::default(),
+            orphans: Orphanage::default(),
         }
     }
 
@@ -282,6 +292,7 @@ impl Scheduler {
             self.follow();
             self.dispatch();
             self.look_at_doubtful();
+            self.look_after_orphans();
             self.show();
             let sleep = self.sleep();
             tokio::select! {
@@ -306,6 +317,10 @@ impl Scheduler {
                 Some(done) = self.out_of_band.looks.join_next(), if !self.out_of_band.looks.is_empty() => {
                     self.looked(done?);
                 }
+                Some(done) = self.orphans.looks.join_next(), if !self.orphans.looks.is_empty() => {
+                    let (key, result) = done?;
+                    self.orphans_looked(key, result);
+                }
                 // The sender is gone only when the scheduler ends.
                 Ok(()) = self.server_ahead.changed() => self.begin(),
                 () = tokio::time::sleep(sleep) => {}
@@ -325,7 +340,7 @@ impl Scheduler {
     fn sleep(&mut self) -> Duration {
         let now = self.now();
         let due = if self.listed() { self.due.next_due() } else { None };
-        let due = [due, self.out_of_band.next_due()].into_iter().flatten().min();
+        let due = [due, self.out_of_band.next_due(), self.orphans.next_due()].into_iter().flatten().min();
         let sleep = due.map_or(MAX_SLEEP, |due| due.duration_since(now).min(MAX_SLEEP));
         // A negative sleep is due now.
         Duration::try_from(sleep).unwrap_or(Duration::ZERO)
@@ -344,6 +359,8 @@ impl Scheduler {
         self.starts = FairQueue::default();
         self.failures.clear();
         self.deletes_wait.clear();
+        self.orphans.forget();
+        self.context.rules.forget_orphans();
         if term.is_some() {
             // The earlier leader noted them in the status; what it did not note is counted from the Backups.
             self.projection.forget_fresh_failures();
@@ -357,6 +374,7 @@ impl Scheduler {
             let keys: Vec<PolicyKey> = self.projection.policies().cloned().collect();
             keys.into_iter().for_each(|key| self.enqueue(key));
             self.doubt_all();
+            self.touch_all_orphans();
         }
     }
 
@@ -553,7 +571,9 @@ impl Scheduler {
             Ok(policy) => {
                 self.context.rules.policy_applied(policy);
                 if self.projection.policy_applied(policy) {
-                    self.enqueue(PolicyKey::of(policy));
+                    let key = PolicyKey::of(policy);
+                    self.touch_orphans(&key);
+                    self.enqueue(key);
                 }
             }
             Err(invalid) => tracing::error!(
@@ -571,6 +591,7 @@ impl Scheduler {
         let keys = self.projection.policies().filter(|key| touched.contains(&key.namespace));
         let keys: Vec<PolicyKey> = keys.cloned().collect();
         keys.into_iter().for_each(|key| self.enqueue(key));
+        self.touch_orphans_in(&touched);
         self.all_listed();
     }
 
@@ -579,6 +600,7 @@ impl Scheduler {
         self.due.remove(key);
         self.failures.remove(key);
         self.deletes_wait.remove(key);
+        self.touch_orphans(key);
     }
 
     fn backup_event(&mut self, event: Event<Arc<DeserializeGuard<Backup>>>) {
@@ -624,7 +646,9 @@ impl Scheduler {
     }
 
     fn backup_changed(&mut self, policy: Option<PolicyKey>) {
-        if let Some(key) = policy.filter(|key| self.projection.has_policy(key)) {
+        let Some(key) = policy else { return };
+        self.touch_orphans(&key);
+        if self.projection.has_policy(&key) {
             self.enqueue(key);
         }
     }

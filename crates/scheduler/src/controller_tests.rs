@@ -1,5 +1,7 @@
 //! The loop against an API server of a few lines: what is written, in which order, and what a conflict does.
 
+#[path = "controller/orphans_tests.rs"]
+mod orphans;
 #[path = "controller/out_of_band_tests.rs"]
 mod out_of_band;
 #[path = "controller/planned_tests.rs"]
@@ -64,6 +66,7 @@ impl Server {
                 200,
                 json!({"apiVersion": "stillpoint.dev/v1alpha1", "kind": "RestoreList", "metadata": {}, "items": self.restores}),
             ),
+            Method::GET if path == "backuppolicies" => self.policies(),
             Method::GET => match self.objects.get(&path) {
                 Some(object) => (200, object.clone()),
                 None => failure(404, "NotFound"),
@@ -87,6 +90,22 @@ impl Server {
                 }
                 (200, self.put(path, body))
             }
+            Method::PATCH => {
+                let mut object = self.objects[&path].clone();
+                if body["metadata"]["uid"] != object["metadata"]["uid"] {
+                    return failure(409, "Conflict");
+                }
+                for (name, value) in body["metadata"]["annotations"].as_object().unwrap() {
+                    let annotations = object["metadata"]["annotations"].take();
+                    let mut annotations = annotations.as_object().cloned().unwrap_or_default();
+                    match value {
+                        Value::Null => annotations.remove(name),
+                        value => annotations.insert(name.clone(), value.clone()),
+                    };
+                    object["metadata"]["annotations"] = Value::Object(annotations);
+                }
+                (200, self.put(&path, object))
+            }
             Method::DELETE if self.deletes_fail => failure(500, "InternalError"),
             Method::DELETE => {
                 self.deletes.push(body);
@@ -95,6 +114,21 @@ impl Server {
             }
             _ => failure(405, "MethodNotAllowed"),
         }
+    }
+}
+
+impl Server {
+    /// The list of the policies, which only a server that has their definition answers.
+    fn policies(&self) -> (u16, Value) {
+        if !self.objects.contains_key(orphans::DEFINITION) {
+            return failure(404, "NotFound");
+        }
+        let items = self.objects.iter().filter(|(path, _)| path.starts_with("backuppolicies/"));
+        let items: Vec<&Value> = items.map(|(_, policy)| policy).collect();
+        (
+            200,
+            json!({"apiVersion": "stillpoint.dev/v1alpha1", "kind": "BackupPolicyList", "metadata": {}, "items": items}),
+        )
     }
 }
 

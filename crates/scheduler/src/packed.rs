@@ -68,7 +68,7 @@ struct Row {
 enum Rest {
     Failed(Failure),
     /// The view does not fit; nothing else of the row but its seen mark counts.
-    Whole(BackupView),
+    Whole(Box<BackupView>),
 }
 
 const FREEZING: u8 = 1;
@@ -142,6 +142,14 @@ impl Packed {
         self.rows.iter().any(|row| standing(row) == Standing::Unfinished)
     }
 
+    /// Whether one of them is noted as an orphan: such a view is never of the usual kind.
+    pub(crate) fn orphaned(&self) -> bool {
+        self.rows.iter().any(|row| match row.rest.as_deref() {
+            Some(Rest::Whole(view)) => view.orphaned.is_some(),
+            None | Some(Rest::Failed(_)) => false,
+        })
+    }
+
     /// A list begins: nothing was seen of it.
     pub(crate) fn forget_seen(&mut self) {
         self.rows.iter_mut().for_each(|row| row.flags &= !SEEN);
@@ -209,14 +217,14 @@ impl Packed {
             list: list.unwrap_or(0),
         };
         if self.unpack(&row) != *view {
-            row.rest = Some(Box::new(Rest::Whole(view.clone())));
+            row.rest = Some(Box::new(Rest::Whole(Box::new(view.clone()))));
         }
         row
     }
 
     fn unpack(&self, row: &Row) -> BackupView {
         let failure = match row.rest.as_deref() {
-            Some(Rest::Whole(view)) => return view.clone(),
+            Some(Rest::Whole(view)) => return BackupView::clone(view),
             Some(Rest::Failed(failure)) => Some(failure.clone()),
             None => None,
         };
@@ -241,6 +249,7 @@ impl Packed {
             applications: self.lists.get(usize::from(row.list)).cloned().unwrap_or_default(),
             failure,
             snapshots: row.snapshots,
+            orphaned: None,
         }
     }
 }
@@ -341,6 +350,7 @@ mod tests {
             applications: vec!["db".to_owned()].into(),
             failure: None,
             snapshots: 3,
+            orphaned: None,
         }
     }
 
@@ -376,6 +386,7 @@ mod tests {
                 ..view("2026-11-13T02:00:00Z")
             },
             BackupView { failure: Some(failure), standing: Standing::Failed, ..view("2026-11-14T02:00:00Z") },
+            BackupView { orphaned: Some(Timestamp::UNIX_EPOCH), ..view("2026-11-19T02:00:00Z") },
             BackupView { slot: Some(Timestamp::MAX), ..view("2026-11-15T02:00:00Z") },
             BackupView { created: "2026-11-21T02:00:01.5Z".parse().unwrap(), ..view("2026-11-16T02:00:00Z") },
             BackupView { created: "1969-11-21T02:00:01Z".parse().unwrap(), ..view("2026-11-17T02:00:00Z") },

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use stillpoint_api::backup::{Backup, BackupStatus, Phase, SUCCEEDED, Trigger};
+use stillpoint_api::backup::{Backup, BackupStatus, ORPHANED_SINCE_ANNOTATION, Phase, SUCCEEDED, Trigger};
 use stillpoint_api::evidence::Consistency;
 use stillpoint_api::policy::BackupPolicy;
 
@@ -62,6 +62,8 @@ pub struct BackupView {
     pub failure: Option<Failure>,
     /// VolumeSnapshots that exist unless somebody deleted them; 0 for what is no point.
     pub snapshots: u16,
+    /// Since when it is noted that its policy is gone. What cannot be read is no note.
+    pub orphaned: Option<Timestamp>,
 }
 
 /// Why a run produced no proven point.
@@ -176,6 +178,10 @@ impl BackupView {
                 }
                 _ => 0,
             },
+            orphaned: backup
+                .annotations()
+                .get(ORPHANED_SINCE_ANNOTATION)
+                .and_then(|since| since.parse::<Timestamp>().ok()),
         }
     }
 
@@ -332,6 +338,16 @@ impl Projection {
     pub fn key_of(backup: &Backup) -> PolicyKey {
         PolicyKey::of_backup(backup)
             .unwrap_or_else(|| PolicyKey::new(backup.metadata.namespace.as_deref().unwrap_or_default(), ""))
+    }
+
+    /// Every policy that Backups are of, whether it exists or not.
+    pub fn policies_of_backups(&self) -> impl Iterator<Item = &PolicyKey> {
+        self.backups.keys().filter(|key| !key.name.is_empty())
+    }
+
+    /// Whether it is noted on a Backup of the policy that the policy is gone.
+    pub fn noted_as_orphan(&self, key: &PolicyKey) -> bool {
+        self.backups.get(key).is_some_and(Packed::orphaned)
     }
 
     /// One Backup.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use kube::api::{DeleteParams, ListParams, Preconditions};
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Resource as _, ResourceExt as _};
 use stillpoint_api::backup::Backup;
 use stillpoint_api::policy::BackupPolicy;
 use stillpoint_api::restore::{Restore, RestoreSource};
@@ -25,6 +25,18 @@ pub(crate) const BOUND: Duration = Duration::from_secs(10);
 
 /// When deletes that could not be made are tried again: nothing tells when a Restore ends.
 pub(crate) const AGAIN: SignedDuration = SignedDuration::from_secs(60);
+
+/// On whose behalf is deleted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cause<'a> {
+    /// The policy's `spec.retention`.
+    Retention,
+    /// A rule's `orphans`; the words are told about each Backup.
+    Orphans(&'a str),
+}
+
+/// Event on a Backup that a rule's `orphans` deletes.
+pub(crate) const ORPHAN_DELETED: &str = "OrphanDeleted";
 
 /// What became of the deletes of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +68,7 @@ pub(crate) async fn prune(
         // Their end brings the next pass.
         return Pruned::Done;
     }
-    let deletes = delete_some(context, key, backups, delete, going);
+    let deletes = delete_some(context, key, backups, delete, Cause::Retention);
     let why = match tokio::time::timeout(context.deletes_bound, deletes).await {
         Ok(Ok(pruned)) => return pruned,
         // The replica that leads now takes it up.
@@ -71,13 +83,18 @@ pub(crate) async fn prune(
     Pruned::Again
 }
 
-async fn delete_some(
+/// Deletes the next ones of `delete`, `backups` being all of the policy's, unless a freeze begins meanwhile.
+///
+/// # Errors
+/// A request failed, or this replica does not lead any more: what is left stays.
+pub(crate) async fn delete_some(
     context: &Apply,
     key: &PolicyKey,
     backups: &[BackupView],
     delete: &[String],
-    going: usize,
+    cause: Cause<'_>,
 ) -> Result<Pruned, ApplyError> {
+    let going = backups.iter().filter(|backup| backup.deleting).count();
     let restores: Api<Restore> = Api::namespaced(context.client.clone(), &key.namespace);
     let restores = restores.list(&ListParams::default()).await.map_err(api("list the restores"))?;
     let points = points(backups);
@@ -102,10 +119,17 @@ async fn delete_some(
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         context.fence()?;
         match api_backups.delete(&name, &parameters).await {
-            Ok(_) => {
-                context.deletions.asked(key, true);
-                tracing::info!(policy = %key, backup = name, "a backup was deleted by retention");
-            }
+            Ok(_) => match cause {
+                Cause::Retention => {
+                    context.deletions.asked(key, true);
+                    tracing::info!(policy = %key, backup = name, "a backup was deleted by retention");
+                }
+                Cause::Orphans(note) => {
+                    context.deletions.orphan(key, true);
+                    tracing::info!(policy = %key, backup = name, note, "a backup of a policy that is gone was deleted");
+                    context.tell_about(&fresh.object_ref(&()), ORPHAN_DELETED, note.to_owned()).await;
+                }
+            },
             // Gone already.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             // Changed since it was read.

@@ -448,6 +448,11 @@ impl stillpoint_scheduler::DeletionObserver for Observed {
         let result = if deleted { DeletionResult::Deleted } else { DeletionResult::Failed };
         self.0.retention_deletion(&policy.namespace, &policy.name, result);
     }
+
+    fn orphan(&self, _policy: &stillpoint_scheduler::projection::PolicyKey, deleted: bool) {
+        use stillpoint_metrics::DeletionResult;
+        self.0.orphan_deletion(if deleted { DeletionResult::Deleted } else { DeletionResult::Failed });
+    }
 }
 
 impl WorkObserver for Observed {

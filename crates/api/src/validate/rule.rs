@@ -34,13 +34,6 @@ pub fn rule(rule: &ProtectionRule) -> Vec<Finding> {
             "write require, allow, blackouts, limits, default or orphans",
         ));
     }
-    for (path, what, set) in
-        [("spec.orphans", "deleting the Backups of policies that are gone", orphans.is_some())]
-    {
-        if set {
-            found.push(Finding::not_yet(path, what, "remove it"));
-        }
-    }
     found.extend(require.iter().flat_map(required));
     found.extend(allow.iter().flat_map(allowed));
     found.extend(together(require.as_ref(), allow.as_ref()));

@@ -14,6 +14,7 @@ use stillpoint_api::rule::{DEFAULT_POLICY_ANNOTATION, OPT_OUT, ProtectionRule, P
 use stillpoint_api::validate::Finding;
 use tokio::sync::Notify;
 
+use super::orphans::{Asked, Orphaned, Pause};
 use crate::projection::PolicyKey;
 
 /// A rule as it was last seen, judged.
@@ -46,6 +47,21 @@ pub struct View {
     pub violating: Vec<PolicyKey>,
     /// Policies that it stamped, wherever they are.
     pub stamped: usize,
+    /// Backups of policies that are gone, in the namespaces that it selects.
+    pub orphans: Orphaned,
+    /// So many policies are gone that none of their Backups is deleted.
+    pub paused: Option<Pause>,
+}
+
+/// What rules say about the Backups of a namespace whose policies are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// The namespace is not known or ends: nothing is done, and nothing undone.
+    Unknown,
+    /// No rule that is in force says anything: they stay.
+    Nothing,
+    /// This.
+    Orphans(Asked),
 }
 
 /// A rule in a few words; the numbers are those of its status, so that every replica says the same.
@@ -102,6 +118,10 @@ struct State {
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Mark>>,
     /// Policies that are refused, and the rules they are outside of.
     outside: HashMap<PolicyKey, Vec<String>>,
+    /// Policies that are gone and have Backups, where rules say what becomes of them.
+    orphans: BTreeMap<PolicyKey, Orphaned>,
+    /// Why none of these Backups is deleted.
+    paused: Option<Pause>,
 }
 
 impl Known {
@@ -148,6 +168,7 @@ impl Known {
     fn decides_as(&self, other: &Self) -> bool {
         self.in_force() == other.in_force()
             && self.rule.spec == other.rule.spec
+            && self.rule.deletions_agreed() == other.rule.deletions_agreed()
             && self.rule.metadata.uid == other.rule.metadata.uid
     }
 }
@@ -242,6 +263,45 @@ impl RuleBook {
         if changed {
             self.stirred.notify_one();
         }
+    }
+
+    /// What rules say about the Backups of this namespace whose policies are gone.
+    pub(crate) fn said_of_orphans(&self, namespace: &str) -> Said {
+        let state = self.state();
+        match state.spaces.get(namespace) {
+            None => Said::Unknown,
+            Some(space) if space.ends => Said::Unknown,
+            Some(_) => {
+                let holding = state.holding(namespace);
+                Asked::of(holding.iter().map(|known| known.rule())).map_or(Said::Nothing, Said::Orphans)
+            }
+        }
+    }
+
+    /// Notes what becomes of the Backups of a policy that is gone; nothing when it is there, or no rule says anything.
+    pub(crate) fn note_orphans(&self, key: &PolicyKey, orphaned: Option<Orphaned>) {
+        let mut state = self.state();
+        let changed = match orphaned {
+            Some(orphaned) => state.orphans.insert(key.clone(), orphaned) != Some(orphaned),
+            None => state.orphans.remove(key).is_some(),
+        };
+        drop(state);
+        if changed {
+            self.stirred.notify_one();
+        }
+    }
+
+    /// Forgets all that is noted of orphans: another replica looks after them.
+    pub(crate) fn forget_orphans(&self) {
+        let mut state = self.state();
+        state.orphans.clear();
+        state.paused = None;
+    }
+
+    /// Notes whether Backups of policies that are gone are deleted at all.
+    pub(crate) fn note_pause(&self, paused: Option<Pause>) {
+        self.state().paused = paused;
+        self.stirred.notify_one();
     }
 
     /// Notes a policy.
@@ -365,12 +425,15 @@ impl RuleBook {
                 .map(|(key, _)| key.clone())
                 .collect();
             violating.sort();
+            let gone = state.orphans.iter().filter(|(key, _)| selected.contains(&key.namespace));
             View {
                 known: known.clone(),
                 namespaces: selected.len(),
                 policies: policies.map(|(_, policies)| policies.len()).sum(),
                 violating,
                 stamped: marks.filter(|mark| uid.is_some() && mark.stamped.as_deref() == uid).count(),
+                orphans: gone.map(|(_, orphaned)| *orphaned).sum(),
+                paused: state.paused,
             }
         };
         state.rules.values().map(of_rule).collect()

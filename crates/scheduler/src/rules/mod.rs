@@ -7,6 +7,7 @@
 
 pub mod book;
 pub mod detect;
+pub mod orphans;
 pub mod stamp;
 mod stamping;
 pub mod status;

@@ -1,8 +1,9 @@
 //! What a rule's status says. Pure.
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use stillpoint_api::conditions::{self, condition};
-use stillpoint_api::rule::{ACCEPTED, ProtectionRuleStatus};
+use stillpoint_api::rule::{ACCEPTED, ORPHANS_PAUSED, OrphansStatus, ProtectionRuleStatus};
 
 use super::book::View;
 use crate::accept::Refusal;
@@ -49,6 +50,22 @@ pub fn status(view: &View, problems: &[String], now: Timestamp) -> ProtectionRul
             );
         }
     }
+    let asks = view.known.in_force() && view.known.spec().orphans.is_some();
+    let paused = view.paused.filter(|_| asks && !rule.deletions_agreed());
+    match paused {
+        Some(pause) => {
+            let message = pause.message(generation.unwrap_or_default());
+            let paused =
+                condition(ORPHANS_PAUSED, true, "TooManyPoliciesGone", &message, generation, seconds(now));
+            conditions::set(&mut all, paused);
+        }
+        None => all.retain(|known| known.type_ != ORPHANS_PAUSED),
+    }
+    let orphans = asks.then(|| OrphansStatus {
+        backups: number(view.orphans.backups),
+        expiring: number(view.orphans.expiring),
+        next_deletion: view.orphans.next.filter(|_| paused.is_none()).map(|next| Time(seconds(next))),
+    });
     ProtectionRuleStatus {
         conditions: all,
         observed_generation: generation,
@@ -57,6 +74,7 @@ pub fn status(view: &View, problems: &[String], now: Timestamp) -> ProtectionRul
         violations: number(view.violating.len()),
         violating: view.violating.iter().take(VIOLATING_SHOWN).map(ToString::to_string).collect(),
         stamped: number(view.stamped),
+        orphans,
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource};
 use stillpoint_api::clock::SharedClock;
-use stillpoint_api::rule::{ACCEPTED, ProtectionRule};
+use stillpoint_api::rule::{ACCEPTED, ORPHANS_PAUSED, ProtectionRule};
 use tokio::time::MissedTickBehavior;
 
 use super::book::{RuleBook, View};
@@ -104,14 +105,20 @@ impl Steward {
                 return;
             }
         }
-        let said = |status: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]| {
-            status.iter().find(|known| known.type_ == ACCEPTED && known.status == "False").cloned()
-        };
-        let before = rule.status.as_ref().and_then(|status| said(&status.conditions));
-        if let Some(refused) = said(&wanted.conditions)
-            && before.is_none_or(|before| before.message != refused.message)
-        {
-            self.tell(rule, EventType::Warning, &refused.reason, refused.message).await;
+        let before = rule.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        for (kind, bad) in [(ACCEPTED, "False"), (ORPHANS_PAUSED, "True")] {
+            let said = |conditions: &[Condition]| {
+                conditions.iter().find(|known| known.type_ == kind && known.status == bad).cloned()
+            };
+            let Some(now) = said(&wanted.conditions) else { continue };
+            let news = match said(before) {
+                None => true,
+                // How many policies are gone changes with each of them.
+                Some(before) => kind == ACCEPTED && before.message != now.message,
+            };
+            if news {
+                self.tell(rule, EventType::Warning, &now.reason, now.message).await;
+            }
         }
     }
 

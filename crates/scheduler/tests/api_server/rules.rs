@@ -1,6 +1,7 @@
 //! ProtectionRules: who is refused and back again, and what a rule says of itself.
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use stillpoint_api::backup::ORPHANED_SINCE_ANNOTATION;
 use stillpoint_api::rule::{ProtectionRule, ProtectionRuleStatus};
 
 use super::*;
@@ -40,6 +41,14 @@ async fn of_rule(
 async fn accepted(world: &World, name: &str, value: &str, reason: &str) -> BackupPolicyStatus {
     let expected = (value.to_owned(), reason.to_owned());
     world.status(name, |status| condition(status, "Accepted") == expected).await
+}
+
+/// Until the policy `often` has seen the end of this run and noted its slot: else the next slot may meet the run, since two
+/// watches have no order and a start is noted after it was made.
+async fn ended(world: &World, backup: &Backup) {
+    let slot = backup.spec.run.slot.as_ref().map(|slot| slot.0);
+    let noted = |status: &BackupPolicyStatus| status.last_slot.as_ref().map(|last| last.0) == slot;
+    world.status("often", |status| status.active.is_none() && noted(status)).await;
 }
 
 /// By an edit of the rule, of the policy and of the namespace's labels: nobody has to touch anything else.
@@ -84,6 +93,7 @@ async fn points_of_a_policy_that_is_refused_are_not_pruned() {
     world.apply("often", json!({"cron": "* * * * *"})).await;
     let first = world.backups(1).await.remove(0);
     world.finish(&first).await;
+    ended(&world, &first).await;
     label(&world, json!("gold")).await;
     world.clock.advance(Duration::from_secs(60));
     world.wake("often").await;
@@ -202,5 +212,70 @@ async fn a_default_policy_is_stamped_runs_follows_its_rule_and_steps_back() {
     rules(&world).delete("gold", &Default::default()).await.unwrap();
     names(&world, &[]).await;
     assert_eq!(world.backups.get(&first.name_any()).await.unwrap().metadata.deletion_timestamp, None);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_policy_left_is_noted_saved_by_its_successor_and_goes_after_its_time() {
+    let mut world = World::start("orphans").await;
+    tokio::time::timeout(PATIENCE, world.ready.wait_for(|ready| *ready)).await.unwrap().unwrap();
+    label(&world, json!("gold")).await;
+    rule(&world, "leavings", json!({"orphans": {"keep": "1d"}})).await;
+    // What is not younger than the definition of policies, in whole seconds, is never an orphan.
+    let definitions: Api<CustomResourceDefinition> = Api::all(world.cluster.client());
+    let defined =
+        definitions.get("backuppolicies.stillpoint.dev").await.unwrap().creation_timestamp().unwrap().0;
+    let second = async || SystemClock::new().wall().as_second();
+    eventually(second, |second| *second > defined.as_second()).await;
+    let keeps = Patch::Merge(json!({"spec": {"retention": {"last": 5}}}));
+    world.apply("often", json!({"cron": "* * * * *"})).await;
+    world.policies.patch("often", &PatchParams::default(), &keeps).await.unwrap();
+    let older = world.backups(1).await.remove(0);
+    world.finish(&older).await;
+    ended(&world, &older).await;
+    world.clock.advance(Duration::from_secs(60));
+    world.wake("often").await;
+    let newer = world.backups(2).await.remove(1);
+    world.finish(&newer).await;
+
+    let noted = async |there: bool| {
+        let notes = async || {
+            let all = world.backups.list(&ListParams::default()).await.unwrap().items;
+            all.iter()
+                .map(|one| one.annotations().contains_key(ORPHANED_SINCE_ANNOTATION))
+                .collect::<Vec<_>>()
+        };
+        eventually(notes, |notes| notes.iter().take(2).all(|noted| *noted == there)).await;
+    };
+    world.policies.delete("often", &Default::default()).await.unwrap();
+    noted(true).await;
+    world.told(&older.name_any(), "Orphaned", "ProtectionRule leavings").await;
+    let told = of_rule(&world, "leavings", |status| {
+        status.orphans.as_ref().is_some_and(|orphans| (orphans.backups, orphans.expiring) == (2, 1))
+    })
+    .await;
+    assert!(told.orphans.unwrap().next_deletion.is_some());
+
+    world.apply("often", json!({"cron": "0 3 1 1 *"})).await;
+    world.policies.patch("often", &PatchParams::default(), &keeps).await.unwrap();
+    noted(false).await;
+    of_rule(&world, "leavings", |status| status.orphans.as_ref().is_some_and(|orphans| orphans.backups == 0))
+        .await;
+    world.policies.delete("often", &Default::default()).await.unwrap();
+    noted(true).await;
+
+    // A day and an hour later, as far as the notes tell.
+    let since = world.clock.wall().checked_sub(SignedDuration::from_hours(25)).unwrap().to_string();
+    let back = Patch::Merge(json!({"metadata": {"annotations": {ORPHANED_SINCE_ANNOTATION: since}}}));
+    for backup in [&newer, &older] {
+        world.backups.patch(&backup.name_any(), &PatchParams::default(), &back).await.unwrap();
+    }
+    let left = world.backups(1).await;
+    assert_eq!(left[0].name_any(), newer.name_any(), "the newest stays");
+    world.told(&older.name_any(), "OrphanDeleted", "the policy often is gone").await;
+    of_rule(&world, "leavings", |status| {
+        status.orphans.as_ref().is_some_and(|orphans| (orphans.backups, orphans.expiring) == (1, 0))
+    })
+    .await;
     world.end().await;
 }
