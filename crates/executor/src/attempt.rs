@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::cut_watch::{ContentNews, Subscription};
 use crate::exec::{ExecSender, Outcome, run_once};
 use crate::hold::{Nonce, SystemEntropy, trial};
+use crate::hook_results;
 use crate::journal::{Journal, JournalError};
 use crate::observer::{HookPhase, RunLabels};
 use crate::ownership::ClaimNews;
@@ -135,7 +136,7 @@ pub async fn carry_out(
         let effects = attempt.run.step(event, now);
         for effect in effects {
             if let Some(end) = attempt.carry(effect) {
-                attempt.observe();
+                attempt.observe(&end);
                 return Outcomes { end, record: attempt.run.evidence() };
             }
         }
@@ -281,7 +282,10 @@ impl Attempt<'_> {
         let Some(prepare) = self.resolution.prepares.get(index).cloned() else { return };
         let (context, events, labels) = (self.context.clone(), self.events.clone(), self.labels.clone());
         tokio::spawn(async move {
-            let result = match run_once(&*context.exec, &prepare.target, None, prepare.timeout).await {
+            let ran = run_once(&*context.exec, &prepare.target, None, prepare.timeout).await;
+            let went = hook_results::of_command(&ran);
+            context.observer.hook_ended(&labels, &prepare.application, HookPhase::Prepare, went);
+            let result = match ran {
                 Err(error) => Err(session::refused(&prepare.target, &error)),
                 Ok(done) => {
                     let seconds = done.elapsed.as_secs_f64();
@@ -424,10 +428,13 @@ impl Attempt<'_> {
     }
 
     /// Tells what was measured, once the attempt is over.
-    fn observe(&self) {
+    fn observe(&self, end: &End) {
         let record = self.run.evidence();
         let observer = &self.context.observer;
         for hold in &record.holds {
+            for (phase, result) in hook_results::of_hold(hold, end) {
+                observer.hook_ended(&self.labels, &hold.application, phase, result);
+            }
             let phase = |phase,
                          from: Option<stillpoint_api::evidence::Offset>,
                          to: Option<stillpoint_api::evidence::Offset>| {

@@ -19,6 +19,7 @@ mod group_contents;
 mod group_labels;
 pub mod happenings;
 pub mod hold;
+pub mod hook_results;
 pub mod journal;
 pub mod observer;
 pub mod ownership;

@@ -5,6 +5,8 @@
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
 
+use crate::verdict::Violation;
+
 /// A phase of a hook, for its duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HookPhase {
@@ -28,6 +30,19 @@ impl HookPhase {
             Self::Thaw => "thaw",
         }
     }
+}
+
+/// How a part of a hook went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HookResult {
+    /// As it should.
+    Succeeded,
+    /// It ended, or was lost, before it was done.
+    Failed,
+    /// It was not done in its time.
+    Timeout,
+    /// Its command could not be run, or was not there.
+    ExecError,
 }
 
 /// How a run ended.
@@ -66,6 +81,12 @@ pub trait RunObserver: Send + Sync {
     fn overhead(&self, run: &RunLabels, seconds: f64);
     /// One phase of one application's hook.
     fn hook(&self, run: &RunLabels, application: &str, phase: HookPhase, seconds: f64);
+    /// One part of one application's hook went like this.
+    fn hook_ended(&self, run: &RunLabels, application: &str, phase: HookPhase, result: HookResult);
+    /// A run that was thought good was found to contradict itself.
+    fn violation(&self, run: &RunLabels, violation: Violation);
+    /// A Restore ended; `run` names the policy of what was restored, as far as that was found.
+    fn restored(&self, run: &RunLabels, result: RunResult, seconds: f64);
     /// POST to cut signal.
     fn cut(&self, driver: &str, seconds: f64);
     /// Cut signal to ready.
@@ -88,6 +109,9 @@ impl RunObserver for Unobserved {
     fn freeze(&self, _: &RunLabels, _: f64) {}
     fn overhead(&self, _: &RunLabels, _: f64) {}
     fn hook(&self, _: &RunLabels, _: &str, _: HookPhase, _: f64) {}
+    fn hook_ended(&self, _: &RunLabels, _: &str, _: HookPhase, _: HookResult) {}
+    fn violation(&self, _: &RunLabels, _: Violation) {}
+    fn restored(&self, _: &RunLabels, _: RunResult, _: f64) {}
     fn cut(&self, _: &str, _: f64) {}
     fn ready(&self, _: &str, _: f64) {}
     fn finished(&self, _: &RunLabels, _: Trigger, _: Option<Consistency>, _: RunResult) {}

@@ -16,7 +16,7 @@ use crate::attempt;
 use crate::context::Context;
 use crate::hold::Nonce;
 use crate::journal::Journal;
-use crate::observer::{HookPhase, RunLabels, RunObserver, RunResult};
+use crate::observer::{HookPhase, HookResult, RunLabels, RunObserver, RunResult};
 use crate::resolve::{MAX_HOLDS, Refusal, ask, decide, observe};
 use crate::run::{Abort, End, Record};
 
@@ -109,6 +109,9 @@ impl RunObserver for PrepareTimes {
             all.push((application.to_owned(), seconds));
         }
     }
+    fn hook_ended(&self, _: &RunLabels, _: &str, _: HookPhase, _: HookResult) {}
+    fn violation(&self, _: &RunLabels, _: crate::verdict::Violation) {}
+    fn restored(&self, _: &RunLabels, _: RunResult, _: f64) {}
     fn cut(&self, _: &str, _: f64) {}
     fn ready(&self, _: &str, _: f64) {}
     fn finished(&self, _: &RunLabels, _: Trigger, _: Option<Consistency>, _: RunResult) {}

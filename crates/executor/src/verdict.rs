@@ -9,6 +9,7 @@ pub(crate) use rules::{driver_cut_time, lies_on, local_gap, path_gap, torn_pod};
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -86,6 +87,17 @@ impl<'a> Evidence<'a> {
     }
 }
 
+/// What must not happen in a run that ended as it should: either somebody else had a hand in it, or there is a defect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Violation {
+    /// A snapshot was asked for before the freeze, or an application was let go before its cut was seen (rules 1, 2).
+    CutOutsideFreeze,
+    /// A hold did not prove at its end that it was there all the time (rule 3).
+    HoldNotClosed,
+    /// Two facts exclude each other: another volume, a cut before it was asked for, a commit under the lock.
+    Contradiction,
+}
+
 /// What the evidence proves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
@@ -97,6 +109,8 @@ pub struct Judgement {
     pub cross_consistent: bool,
     /// Rule by rule.
     pub verdict: Verdict,
+    /// What must not happen, each once, in order.
+    pub violations: BTreeSet<Violation>,
 }
 
 /// One application's part of the evidence.
@@ -129,6 +143,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
     let mut verdict = Verdict::default();
     let mut consistency = Consistency::Application;
     let mut continuity: Option<Continuity> = None;
+    let mut violations = BTreeSet::new();
     let mut all_held = !evidence.resolved.applications.is_empty();
 
     for application in &evidence.resolved.applications {
@@ -149,6 +164,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
             continuity = Some(continuity.map_or(grade, |least| least.min(grade)));
         }
         all_held &= judged.held_over_all_cuts;
+        violations.extend(judged.violations);
         verdict.proved.extend(judged.proved);
         verdict.missing.extend(judged.missing);
         verdict.warnings.extend(judged.warnings);
@@ -161,7 +177,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
     let one_cut = rules::are_one_cut(&evidence.members.iter().collect::<Vec<_>>());
     let cross_consistent =
         ((all_held && held_together(evidence)) || one_cut) && consistency == Consistency::Application;
-    Judgement { consistency, continuity, cross_consistent, verdict }
+    Judgement { consistency, continuity, cross_consistent, verdict, violations }
 }
 
 /// Whether every hold had answered FROZEN before anything of any application was cut, and none was thawed before all was.
@@ -184,6 +200,7 @@ struct Judged {
     consistency: Consistency,
     grade: Option<Continuity>,
     held_over_all_cuts: bool,
+    violations: BTreeSet<Violation>,
     proved: Vec<RuleFinding>,
     missing: Vec<RuleFinding>,
     warnings: Vec<String>,
@@ -221,8 +238,13 @@ fn judge_application(case: &Case<'_>) -> Judged {
         Consistency::None
     };
     let held_over_all_cuts = case.locks() && [1, 2, 3, 4].iter().all(|rule| !misses(*rule));
+    let mut violations = BTreeSet::new();
+    violations.extend((misses(1) || misses(2)).then_some(Violation::CutOutsideFreeze));
+    violations.extend(misses(3).then_some(Violation::HoldNotClosed));
+    violations.extend(void.then_some(Violation::Contradiction));
     Judged {
         consistency,
+        violations,
         grade: case.locks().then(|| rules::continuity(case)),
         held_over_all_cuts,
         proved,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::facts::FactsStore;
-use crate::registry::{BuildInfo, HookPhase, Metrics};
+use crate::registry::{BuildInfo, HookPhase, HookResult, Metrics, RunResult};
 
 fn store() -> (Arc<Metrics>, FactsStore) {
     let build = BuildInfo { version: "1.2.3".into(), revision: "abc".into() };
@@ -283,11 +283,14 @@ fn a_policy_stays_within_its_budget_of_series() {
     store.policy_applied(&policy());
     metrics.freeze("shop", "nightly", 0.1);
     metrics.overhead("shop", "nightly", 0.1);
-    HookPhase::ALL.into_iter().for_each(|phase| metrics.hook("shop", "nightly", "db", phase, 0.1));
+    for phase in HookPhase::ALL {
+        metrics.hook("shop", "nightly", "db", phase, 0.1);
+        metrics.hook_ended("shop", "nightly", "db", phase, HookResult::Succeeded);
+    }
     let all = text(&store) + &Metrics::render(&*metrics).collect::<String>();
     let series = |hook: bool| {
         let of_policy = |line: &&str| line.contains("policy=\"nightly\"");
-        all.lines().filter(of_policy).filter(|line| line.contains("hook_duration") == hook).count()
+        all.lines().filter(of_policy).filter(|line| line.contains("stillpoint_hook_") == hook).count()
     };
     assert!(series(false) <= 90, "{} beside the hooks", series(false));
     assert!(series(true) <= 4 * 35, "{} of four hook phases", series(true));
@@ -308,6 +311,7 @@ fn names_follow_the_conventions_of_prometheus() {
     metrics.freeze("shop", "nightly", 0.1);
     metrics.overhead("shop", "nightly", 0.1);
     metrics.hook("shop", "nightly", "db", HookPhase::Hold, 0.1);
+    metrics.restored("shop", "nightly", RunResult::Succeeded, 0.1);
     let process = crate::process::render(&crate::process::ProcessFacts::default());
     let all = text(&store) + &process + &Metrics::render(&*metrics).collect::<String>();
     let mut families = 0;

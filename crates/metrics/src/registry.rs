@@ -17,7 +17,8 @@ use stillpoint_api::evidence::Consistency;
 use crate::collector::{PER_PAGE, escape};
 use crate::facts::Key;
 use crate::meters::Meters;
-use crate::series::{Ending, Series};
+use crate::restores::Restores;
+use crate::series::{Ending, Parts, Series};
 
 /// Freeze and hook durations: log-spaced from what a good driver needs (25 ms) to twice the default `maxHold`
 /// (docs/metrics.md §2).
@@ -62,6 +63,59 @@ impl HookPhase {
             Self::Acquire => "acquire",
             Self::Hold => "hold",
             Self::Thaw => "thaw",
+        }
+    }
+}
+
+/// How a part of a hook went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookResult {
+    /// As it should.
+    Succeeded,
+    /// It ended, or was lost, before it was done.
+    Failed,
+    /// It was not done in its time.
+    Timeout,
+    /// Its command could not be run, or was not there.
+    ExecError,
+}
+
+impl HookResult {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Succeeded, Self::Failed, Self::Timeout, Self::ExecError];
+
+    /// The label value.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Timeout => "timeout",
+            Self::ExecError => "exec_error",
+        }
+    }
+}
+
+/// What must not happen in a run that ended as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// A snapshot was not cut between freeze and thaw.
+    CutOutsideFreeze,
+    /// A hold did not prove at its end that it was there all the time.
+    HoldNotClosed,
+    /// Two facts of the evidence exclude each other.
+    Contradiction,
+}
+
+impl Violation {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::CutOutsideFreeze, Self::HoldNotClosed, Self::Contradiction];
+
+    /// The label value.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::CutOutsideFreeze => "cut_outside_freeze",
+            Self::HoldNotClosed => "hold_not_closed",
+            Self::Contradiction => "contradiction",
         }
     }
 }
@@ -134,11 +188,21 @@ enum EventFamily {
     Freeze,
     Overhead,
     Hooks,
+    HookResults,
+    Violations,
     Deletions,
 }
 
 impl EventFamily {
-    const ALL: [Self; 5] = [Self::Ended, Self::Freeze, Self::Overhead, Self::Hooks, Self::Deletions];
+    const ALL: [Self; 7] = [
+        Self::Ended,
+        Self::Freeze,
+        Self::Overhead,
+        Self::Hooks,
+        Self::HookResults,
+        Self::Violations,
+        Self::Deletions,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -146,6 +210,8 @@ impl EventFamily {
             Self::Freeze => "stillpoint_freeze_duration_seconds",
             Self::Overhead => "stillpoint_freeze_overhead_seconds",
             Self::Hooks => "stillpoint_hook_duration_seconds",
+            Self::HookResults => "stillpoint_hook_executions_total",
+            Self::Violations => "stillpoint_consistency_violations_total",
             Self::Deletions => "stillpoint_retention_deletions_total",
         }
     }
@@ -156,13 +222,15 @@ impl EventFamily {
             Self::Freeze => "Freeze window: from before the first lock was sent to the last confirmed thaw.",
             Self::Overhead => "Freeze window without the time the storage system needed.",
             Self::Hooks => "Time one application spent in one phase of its hold.",
+            Self::HookResults => "Parts of hooks that were begun, by how they went.",
+            Self::Violations => "Runs that ended as they should and contradict themselves.",
             Self::Deletions => "Deletes of Backups by retention, by result.",
         }
     }
 
     const fn kind(self) -> &'static str {
         match self {
-            Self::Ended | Self::Deletions => "counter",
+            Self::Ended | Self::HookResults | Self::Violations | Self::Deletions => "counter",
             Self::Freeze | Self::Overhead | Self::Hooks => "histogram",
         }
     }
@@ -181,6 +249,8 @@ impl EventFamily {
                 }
             }
             Self::Hooks => series.render_hooks(self.name(), labels, &FREEZE_BUCKETS, out),
+            Self::HookResults => series.render_hook_results(self.name(), labels, out),
+            Self::Violations => series.render_violations(self.name(), labels, out),
             Self::Deletions => series.render_deletions(self.name(), labels, out),
         }
     }
@@ -209,6 +279,7 @@ pub struct Metrics {
     meters: Meters,
     /// Without a policy: its own series would be gone as well.
     orphan_deletions: IntCounterVec,
+    restores: Restores,
     known: Mutex<Known>,
 }
 
@@ -253,8 +324,9 @@ impl Metrics {
         )?;
         info.with_label_values(&[&build.version, &build.revision]).set(1.0);
         registry.register(Box::new(info))?;
-        let meters = Meters::new(&registry)?;
-        Ok(Self { registry, cut_duration, ready_duration, orphan_deletions, meters, known: Mutex::default() })
+        let (meters, restores) = (Meters::new(&registry)?, Restores::new(&registry)?);
+        let known = Mutex::default();
+        Ok(Self { registry, cut_duration, ready_duration, orphan_deletions, meters, restores, known })
     }
 
     /// What the controller measures of its own work.
@@ -300,6 +372,33 @@ impl Metrics {
 
     /// One phase of one application's hold ended.
     pub fn hook(&self, namespace: &str, policy: &str, application: &str, phase: HookPhase, seconds: f64) {
+        let count = |parts: &mut Parts| parts.observe(phase, &FREEZE_BUCKETS, seconds);
+        self.observe_hook(namespace, policy, application, count);
+    }
+
+    /// One part of one application's hook went like this.
+    pub fn hook_ended(
+        &self,
+        namespace: &str,
+        policy: &str,
+        application: &str,
+        phase: HookPhase,
+        result: HookResult,
+    ) {
+        self.observe_hook(namespace, policy, application, |parts| parts.count(phase, result));
+    }
+
+    /// A run that ended as it should contradicts itself.
+    pub fn violation(&self, namespace: &str, policy: &str, violation: Violation) {
+        self.observe(namespace, policy, |series| series.count_violation(violation));
+    }
+
+    /// A Restore ended; `policy` is that of what was restored, empty when that was of none or was not found.
+    pub fn restored(&self, namespace: &str, policy: &str, result: RunResult, seconds: f64) {
+        self.restores.count(namespace, policy, result, seconds);
+    }
+
+    fn observe_hook(&self, namespace: &str, policy: &str, application: &str, count: impl FnOnce(&mut Parts)) {
         let complete = self.known().complete;
         self.observe(namespace, policy, |series| {
             // After the list: an application that was edited out while its last run was under way.
@@ -311,11 +410,7 @@ impl Metrics {
             }
             let hooks = series.hooks.iter_mut().find(|hooks| &*hooks.application == application);
             if let Some(hooks) = hooks {
-                let phases = hooks.phases.get_or_insert_default();
-                let place = HookPhase::ALL.iter().position(|known| *known == phase);
-                if let Some(durations) = place.and_then(|place| phases.get_mut(place)) {
-                    durations.observe(&FREEZE_BUCKETS, seconds);
-                }
+                count(hooks.parts.get_or_insert_default());
             }
         });
     }
@@ -526,6 +621,50 @@ mod tests {
         metrics.hook("shop", "nightly", "cache", HookPhase::Hold, 0.1);
         let text = text(&metrics);
         assert!(!text.contains("cache") && text.contains(r#"application="db""#), "{text}");
+    }
+
+    #[test]
+    fn violations_start_at_zero_and_the_results_of_hooks_with_the_first_one_of_their_application() {
+        let metrics = metrics();
+        metrics.policies_listed(|_| true);
+        metrics.policy_accepted("shop", "nightly", &["db", "cache"]);
+        let zero = r#"stillpoint_consistency_violations_total{namespace="shop",policy="nightly",reason="contradiction"} 0"#;
+        let before = text(&metrics);
+        assert!(before.contains(zero) && !before.contains("hook_executions"), "{before}");
+        metrics.violation("shop", "nightly", Violation::CutOutsideFreeze);
+        metrics.hook_ended("shop", "nightly", "db", HookPhase::Acquire, HookResult::Timeout);
+        metrics.hook_ended("shop", "nightly", "gone", HookPhase::Acquire, HookResult::Failed);
+        let after = text(&metrics);
+        let of = r#"{namespace="shop",policy="nightly""#;
+        for line in [
+            format!(r#"stillpoint_consistency_violations_total{of},reason="cut_outside_freeze"}} 1"#),
+            format!(
+                r#"stillpoint_hook_executions_total{of},application="db",phase="acquire",result="timeout"}} 1"#
+            ),
+            format!(
+                r#"stillpoint_hook_executions_total{of},application="db",phase="thaw",result="failed"}} 0"#
+            ),
+        ] {
+            assert!(after.contains(&line), "{line}\n{after}");
+        }
+        assert!(!after.contains(r#"application="cache""#) && !after.contains("hook_duration"), "{after}");
+        assert!(!after.contains(r#"application="gone""#), "{after}");
+    }
+
+    #[test]
+    fn a_restore_is_counted_also_when_the_policy_of_its_point_is_gone() {
+        let metrics = metrics();
+        metrics.policies_listed(|_| false);
+        metrics.restored("shop", "gone", RunResult::Failed, 9.0);
+        let of = r#"{namespace="shop",policy="gone","#;
+        let failed = format!(r#"stillpoint_restores_total{of}result="failed"}} 1"#);
+        let succeeded = format!(r#"stillpoint_restores_total{of}result="succeeded"}} 0"#);
+        let before = text(&metrics);
+        assert!(before.contains(&failed) && before.contains(&succeeded), "{before}");
+        assert!(!before.contains("stillpoint_restore_duration_seconds_count"), "{before}");
+        metrics.restored("shop", "gone", RunResult::Succeeded, 9.0);
+        let took = r#"stillpoint_restore_duration_seconds_bucket{namespace="shop",policy="gone",le="15"} 1"#;
+        assert!(text(&metrics).contains(took), "{}", text(&metrics));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
 
-use crate::registry::{DeletionResult, HookPhase, RunResult, consistency_label};
+use crate::registry::{DeletionResult, HookPhase, HookResult, RunResult, Violation, consistency_label};
 
 pub(crate) const TRIGGERS: [Trigger; 4] =
     [Trigger::Manual, Trigger::Schedule, Trigger::CatchUp, Trigger::Initial];
@@ -38,8 +38,16 @@ pub(crate) struct Ending {
 #[derive(Clone, Debug)]
 pub(crate) struct Hooks {
     pub application: Box<str>,
-    /// In the order of [`HookPhase::ALL`]; none before the first observation.
-    pub phases: Option<Box<[Durations<11>; 4]>>,
+    /// None before the first observation.
+    pub parts: Option<Box<Parts>>,
+}
+
+/// What was observed of the hooks of one application, in the order of [`HookPhase::ALL`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parts {
+    durations: [Durations<11>; 4],
+    /// In the order of [`HookResult::ALL`].
+    results: [[u32; 4]; 4],
 }
 
 /// The series of one policy.
@@ -52,6 +60,8 @@ pub(crate) struct Series {
     ended: Box<[(Ending, u64)]>,
     /// Deletes of retention, in the order of [`DeletionResult::ALL`].
     deletions: [u32; 2],
+    /// In the order of [`Violation::ALL`]; none before the first one.
+    violations: Option<Box<[u32; 3]>>,
 }
 
 impl<const N: usize> Default for Durations<N> {
@@ -88,6 +98,26 @@ impl<const N: usize> Durations<N> {
     }
 }
 
+impl Parts {
+    /// Counts how long a part took.
+    pub(crate) fn observe(&mut self, phase: HookPhase, bounds: &[f64; 11], seconds: f64) {
+        let place = HookPhase::ALL.iter().position(|known| *known == phase);
+        if let Some(durations) = place.and_then(|place| self.durations.get_mut(place)) {
+            durations.observe(bounds, seconds);
+        }
+    }
+
+    /// Counts how a part went.
+    pub(crate) fn count(&mut self, phase: HookPhase, result: HookResult) {
+        let place = HookPhase::ALL.iter().position(|known| *known == phase);
+        let results = place.and_then(|place| self.results.get_mut(place));
+        let place = HookResult::ALL.iter().position(|known| *known == result);
+        if let Some(count) = results.zip(place).and_then(|(results, place)| results.get_mut(place)) {
+            *count = count.saturating_add(1);
+        }
+    }
+}
+
 impl Ending {
     /// Every ending there is.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
@@ -121,6 +151,18 @@ impl Ending {
 static ENDINGS: LazyLock<Vec<(Ending, bool, String)>> =
     LazyLock::new(|| Ending::all().map(|ending| (ending, ending.possible(), ending.labels())).collect());
 
+impl Hooks {
+    /// The labels of the policy, and those of one part.
+    fn labels(&self, of_policy: &str, phase: HookPhase) -> String {
+        let mut labels = of_policy.to_owned();
+        labels.push_str(",application=\"");
+        crate::collector::escape(&self.application, &mut labels);
+        // Writing to a String cannot fail.
+        let _ = write!(labels, "\",phase=\"{}\"", phase.label());
+        labels
+    }
+}
+
 impl Series {
     /// Its applications are these from now on: those that stay keep their series.
     pub(crate) fn set_applications<A: AsRef<str>>(&mut self, names: &[A]) {
@@ -133,7 +175,7 @@ impl Series {
             let known = before.iter().position(|known| &*known.application == name);
             hooks.push(match known {
                 Some(place) => before.swap_remove(place),
-                None => Hooks { application: name.into(), phases: None },
+                None => Hooks { application: name.into(), parts: None },
             });
         }
         hooks.sort_by(|one, other| one.application.cmp(&other.application));
@@ -189,20 +231,44 @@ impl Series {
         }
     }
 
-    /// The hooks, as text.
+    /// Counts a violation.
+    pub(crate) fn count_violation(&mut self, violation: Violation) {
+        let place = Violation::ALL.iter().position(|known| *known == violation);
+        let counts = self.violations.get_or_insert_default();
+        if let Some(count) = place.and_then(|place| counts.get_mut(place)) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// The violations, as text: each that there can be.
+    pub(crate) fn render_violations(&self, name: &str, labels: &str, out: &mut String) {
+        let counts = self.violations.as_deref().copied().unwrap_or_default();
+        for (violation, count) in Violation::ALL.iter().zip(counts) {
+            let _ = writeln!(out, "{name}{{{labels},reason=\"{}\"}} {count}", violation.label());
+        }
+    }
+
+    /// How long the parts of hooks took, as text.
     pub(crate) fn render_hooks(&self, name: &str, labels: &str, bounds: &[f64; 11], out: &mut String) {
         for hooks in &self.hooks {
-            for (phase, durations) in
-                HookPhase::ALL.iter().zip(hooks.phases.iter().flat_map(|all| all.iter()))
-            {
-                if !durations.any() {
-                    continue;
+            let parts = hooks.parts.iter().flat_map(|parts| &parts.durations);
+            for (phase, durations) in HookPhase::ALL.into_iter().zip(parts) {
+                if durations.any() {
+                    durations.render(name, &hooks.labels(labels, phase), bounds, out);
                 }
-                let mut labels = labels.to_owned();
-                labels.push_str(",application=\"");
-                crate::collector::escape(&hooks.application, &mut labels);
-                let _ = write!(labels, "\",phase=\"{}\"", phase.label());
-                durations.render(name, &labels, bounds, out);
+            }
+        }
+    }
+
+    /// How the parts of hooks went, as text: of an application that was hooked once, every result there can be.
+    pub(crate) fn render_hook_results(&self, name: &str, labels: &str, out: &mut String) {
+        for hooks in &self.hooks {
+            let parts = hooks.parts.iter().flat_map(|parts| &parts.results);
+            for (phase, results) in HookPhase::ALL.into_iter().zip(parts) {
+                let labels = hooks.labels(labels, phase);
+                for (result, count) in HookResult::ALL.iter().zip(results) {
+                    let _ = writeln!(out, "{name}{{{labels},result=\"{}\"}} {count}", result.label());
+                }
             }
         }
     }
@@ -231,7 +297,12 @@ mod tests {
     fn a_policy_that_never_ran_takes_no_more_than_its_words() {
         let mut series = Series::default();
         series.set_applications(&["db"]);
-        assert!(size_of::<Series>() <= 56 && size_of::<Hooks>() <= 24);
-        assert!(series.freeze.is_none() && series.hooks[0].phases.is_none() && series.ended.is_empty());
+        assert!(size_of::<Series>() <= 64 && size_of::<Hooks>() <= 24);
+        assert!(
+            series.freeze.is_none()
+                && series.violations.is_none()
+                && series.hooks[0].parts.is_none()
+                && series.ended.is_empty()
+        );
     }
 }

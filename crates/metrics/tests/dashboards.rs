@@ -11,7 +11,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use stillpoint_metrics::collector::Family;
 use stillpoint_metrics::{
-    BuildInfo, FactsStore, HookPhase, Metrics, ProcessFacts, RuleFacts, WorkKind, WorkResult, process,
+    BuildInfo, FactsStore, HookPhase, HookResult, Metrics, ProcessFacts, RuleFacts, RunResult, WorkKind,
+    WorkResult, process,
 };
 
 /// Exposed, and on purpose in no rule and on no dashboard here.
@@ -28,6 +29,8 @@ const FOR_OTHER_USES: &[(&str, &str)] = &[
     ("stillpoint_restore_size_bytes", "for the planning of storage"),
     ("stillpoint_last_run_duration_seconds", "for the planning of schedules"),
     ("process_resident_memory_bytes", "about the process, not about a policy"),
+    ("stillpoint_restores_total", "whoever restores looks at the Restore"),
+    ("stillpoint_restore_duration_seconds", "for the planning of recovery"),
     ("stillpoint_policy_in_blackout", "explains why nothing starts"),
     ("stillpoint_runs_waiting", "about a namespace; for a dashboard of all of them"),
     ("stillpoint_rule_policies", "about a rule; for a dashboard of all of them"),
@@ -142,6 +145,7 @@ fn scrape() -> String {
     metrics.overhead("shop", "nightly", 0.1);
     for phase in HookPhase::ALL {
         metrics.hook("shop", "nightly", "db", phase, 0.1);
+        metrics.hook_ended("shop", "nightly", "db", phase, HookResult::Succeeded);
     }
     store.policies_listing();
     store.policy_applied(&nightly);
@@ -152,6 +156,7 @@ fn scrape() -> String {
     store.claims_listed();
     metrics.cut("disk.csi", 0.1);
     metrics.ready("disk.csi", 0.1);
+    metrics.restored("shop", "nightly", RunResult::Succeeded, 1.0);
     let meters = metrics.meters();
     let second = std::time::Duration::from_secs(1);
     meters.started(second);

@@ -101,6 +101,9 @@ impl BackupRun {
                 }
             })
             .await?;
+        for violation in &judgement.violations {
+            self.context.observer.violation(&self.labels, *violation);
+        }
         self.tell_end(&backup, phase, Some(judgement.consistency), reason, &message, result).await;
         Ok(Left::Finished)
     }

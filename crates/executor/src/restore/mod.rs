@@ -31,6 +31,7 @@ use tracing::{info, warn};
 
 use crate::context::{Context, RequestError, bounded};
 use crate::happenings::Happenings;
+use crate::observer::{RunLabels, RunResult};
 use crate::resolve::Refusal;
 use crate::rules;
 use crate::snapshot_request::label;
@@ -62,6 +63,8 @@ struct Work<'a> {
     context: &'a Context,
     api: Api<Restore>,
     restore: Restore,
+    /// Policy of what is restored, once that is found; empty without one.
+    policy: String,
     began: Mono,
     /// What replicas before this one spent on it.
     earlier: Duration,
@@ -78,6 +81,7 @@ async fn carry_out(context: &Context, happenings: &Happenings, restore: Restore)
         began: context.clock.mono(),
         earlier: Duration::ZERO,
         restore,
+        policy: String::new(),
     };
     let ended = match work.go(&namespace).await {
         Ok(message) => {
@@ -119,6 +123,7 @@ impl Work<'_> {
         let rules = rules.map_err(|error| Refusal::request(&error))?;
         rules::inside(&judge::restore(TargetKind::of(&self.restore.spec.target), &rules))?;
         let backup = self.source(namespace).await?;
+        self.policy = backup.policy_name().unwrap_or_default().to_owned();
         let plan = plan::plan(&self.restore, &backup)?;
         self.status.backup = Some(backup.name_any());
         let of_backup = backup.status.clone().unwrap_or_default();
@@ -390,6 +395,11 @@ impl Work<'_> {
         self.status.rto_seconds = Some(spent.as_secs_f64());
         let generation = self.restore.metadata.generation;
         self.status.conditions = conditions::finished(good, reason, message, generation, at);
-        self.write().await
+        self.write().await?;
+        let namespace = self.restore.namespace().unwrap_or_default();
+        let labels = RunLabels { namespace, policy: self.policy.clone() };
+        let result = if good { RunResult::Succeeded } else { RunResult::Failed };
+        self.context.observer.restored(&labels, result, spent.as_secs_f64());
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use stillpoint_api::evidence::{
 use stillpoint_api::policy::Continuity;
 use stillpoint_api::template::{LocalRule, LocalValue, Setting, SettingCondition};
 
-use super::{Evidence, RuleMask, judge};
+use super::{Evidence, RuleMask, Violation, judge};
 
 /// Evidence of a run, to be bent by a test.
 #[derive(Clone)]
@@ -531,4 +531,29 @@ fn rule_8_counts_the_volumes_of_each_pod() {
     case.members[1].also_mounted =
         vec![MemberMount { pod_uid: "u1".into(), pod_name: "mariadb-0".into(), mount_paths: Vec::new() }];
     only_rule_refuses(8, &case);
+}
+
+#[test]
+fn only_what_must_not_happen_is_a_violation() {
+    let found = |case: &Case| judge(&case.evidence()).violations.into_iter().collect::<Vec<_>>();
+    assert_eq!(found(&locked()), []);
+    // Readiness, length and durability are ordinary reasons for no proof.
+    let mut slow = locked();
+    slow.resolved.max_hold_millis = 1;
+    slow.members[0].settled = None;
+    assert_ne!(slow.consistency(), Consistency::Application);
+    assert_eq!(found(&slow), []);
+    let mut early = locked();
+    early.holds[0].thaw_sent = early.members[0].post_sent;
+    assert_eq!(found(&early), [Violation::CutOutsideFreeze]);
+    let mut open = locked();
+    open.holds[0].held = None;
+    assert_eq!(found(&open), [Violation::HoldNotClosed]);
+    let mut other = locked();
+    other.members[0].content_volume_handle = Some("vol-other".into());
+    assert_eq!(found(&other), [Violation::Contradiction]);
+    // Where nothing is locked nothing is outside a freeze.
+    let mut free = early;
+    free.resolved.applications[0].hold = HoldKind::Observer;
+    assert_eq!(found(&free), []);
 }

@@ -135,6 +135,7 @@ async fn a_freeze_that_hangs_is_ended_and_thawed() {
     assert_eq!(stage.went_through(), ["frozen", "thawed"]);
     assert_eq!(state(&stage), "open");
     assert_eq!(backup.status.unwrap().journal.last().unwrap().not_proven_thawed, [] as [&str; 0]);
+    assert_eq!(stage.controller.as_ref().unwrap().heard.of("hook")[0], r#"hook "" db Acquire Timeout"#);
     stage.end().await;
 }
 
@@ -148,6 +149,7 @@ async fn a_freeze_that_fails_half_way_is_thawed_and_named() {
     let last = backup.status.unwrap().journal.last().unwrap().clone();
     assert!(last.message.unwrap().contains("failed with code 3"));
     assert_eq!(last.not_proven_thawed, [] as [&str; 0], "its thaw is proven");
+    assert_eq!(stage.controller.as_ref().unwrap().heard.of("hook")[0], r#"hook "" db Acquire Failed"#);
     stage.end().await;
 }
 

@@ -1,19 +1,21 @@
 //! A controller as a process has it: a runtime of its own, so that it can be killed with everything it started.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::Client;
+use stillpoint_api::backup::Trigger;
 use stillpoint_api::clock::SystemClock;
-use stillpoint_api::evidence::{CutKind, CutSignal, GroupKind};
+use stillpoint_api::evidence::{Consistency, CutKind, CutSignal, GroupKind};
 use stillpoint_executor::contents::ContentWatch;
 use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
 use stillpoint_executor::hold::SystemEntropy;
-use stillpoint_executor::observer::Unobserved;
+use stillpoint_executor::observer::{HookPhase, HookResult, RunLabels, RunObserver, RunResult};
 use stillpoint_executor::ownership::replica::identity;
 use stillpoint_executor::ownership::{Ownership, Timing};
 use stillpoint_executor::storage::{StorageTable, TrustEntry, TrustFile};
+use stillpoint_executor::verdict::Violation;
 use stillpoint_executor::{controller, restore};
 use stillpoint_simcluster::{DRIVER, SimCluster};
 use tokio::runtime::{Builder, Runtime};
@@ -26,6 +28,53 @@ pub struct Controller {
     runtime: Option<Runtime>,
     stop: watch::Sender<bool>,
     backups: Option<JoinHandle<()>>,
+    pub heard: Arc<Heard>,
+}
+
+/// What a controller told of hooks, violations and Restores, in words.
+#[derive(Default)]
+pub struct Heard(Mutex<Vec<String>>);
+
+impl Heard {
+    /// What was told that begins like this, in order.
+    pub fn of(&self, beginning: &str) -> Vec<String> {
+        let all = self.0.lock().unwrap();
+        all.iter().filter(|one| one.starts_with(beginning)).cloned().collect()
+    }
+
+    /// Waits until so many of these were told.
+    pub async fn until(&self, beginning: &str, count: usize) -> Vec<String> {
+        let told = async {
+            while self.of(beginning).len() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), told).await.expect("it was told");
+        self.of(beginning)
+    }
+
+    fn note(&self, what: String) {
+        self.0.lock().unwrap().push(what);
+    }
+}
+
+impl RunObserver for Heard {
+    fn freeze(&self, _: &RunLabels, _: f64) {}
+    fn overhead(&self, _: &RunLabels, _: f64) {}
+    fn hook(&self, _: &RunLabels, _: &str, _: HookPhase, _: f64) {}
+    fn hook_ended(&self, run: &RunLabels, application: &str, phase: HookPhase, result: HookResult) {
+        self.note(format!("hook {:?} {application} {phase:?} {result:?}", run.policy));
+    }
+    fn violation(&self, run: &RunLabels, violation: Violation) {
+        self.note(format!("violation {:?} {violation:?}", run.policy));
+    }
+    fn restored(&self, run: &RunLabels, result: RunResult, seconds: f64) {
+        assert!(seconds >= 0.0);
+        self.note(format!("restored {:?} {result:?}", run.policy));
+    }
+    fn cut(&self, _: &str, _: f64) {}
+    fn ready(&self, _: &str, _: f64) {}
+    fn finished(&self, _: &RunLabels, _: Trigger, _: Option<Consistency>, _: RunResult) {}
 }
 
 impl Controller {
@@ -50,13 +99,14 @@ impl Controller {
         let clock = SystemClock::shared();
         let client = Client::try_from(config.clone()).unwrap();
         let contents = ContentWatch::new();
+        let heard = Arc::new(Heard::default());
         let context = Context {
             client: client.clone(),
             exec: Arc::new(KubeExec::from_config(config, Arc::clone(&clock)).unwrap()),
             clock,
             entropy: Arc::new(SystemEntropy),
             storage: Arc::new(storage),
-            observer: Arc::new(Unobserved),
+            observer: heard.clone(),
             contents: contents.clone(),
             ownership: Ownership::new(identity(replica, &SystemEntropy).unwrap(), "default", timing),
             impersonate: true,
@@ -73,7 +123,7 @@ impl Controller {
         let run = controller::run(context, watch::Sender::new(false), until_stopped());
         let backups = tokio::spawn(async move { run.await.unwrap() });
         drop(inside);
-        Self { runtime: Some(runtime), stop, backups: Some(backups) }
+        Self { runtime: Some(runtime), stop, backups: Some(backups), heard }
     }
 
     /// SIGTERM: it ends by itself.

@@ -133,6 +133,20 @@ async fn the_latest_point_of_a_policy_is_its_newest() {
     assert_eq!(outcome(&restore), (RestorePhase::Succeeded, "Completed".into()));
     assert_eq!(restore.status.unwrap().backup.as_deref(), Some("b2"));
     assert_eq!(content(&stage, "r-data", "orders").await, "two");
+    let heard = stage.controller.as_ref().unwrap().heard.clone();
+    let told = heard.until("restored", 2).await;
+    assert_eq!(
+        told,
+        [r#"restored "" Failed"#, r#"restored "nightly" Succeeded"#],
+        "nothing was found to restore at first"
+    );
+    let hooks = heard.of("hook");
+    for part in ["Acquire", "Hold", "Thaw"] {
+        let went = format!(r#"hook "nightly" db {part} Succeeded"#);
+        assert_eq!(hooks.iter().filter(|told| **told == went).count(), 2, "{hooks:?}");
+    }
+    assert!(hooks.iter().all(|told| told.ends_with("Succeeded")), "{hooks:?}");
+    assert!(heard.of("violation").is_empty());
     stage.end().await;
 }
 

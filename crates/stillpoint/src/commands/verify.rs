@@ -111,6 +111,7 @@ mod tests {
             continuity: None,
             cross_consistent: false,
             verdict: stored.verdict.clone().unwrap(),
+            violations: Default::default(),
         };
         assert_eq!(compare(&stored, &computed), Vec::<String>::new());
         computed.consistency = Consistency::None;
