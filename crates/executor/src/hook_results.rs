@@ -18,6 +18,7 @@ pub fn of_hold(hold: &HoldEvidence, end: &End) -> Vec<(HookPhase, HookResult)> {
     } else if hold.frozen.is_some() {
         results.push((HookPhase::Acquire, HookResult::Succeeded));
     } else if hold.freeze_sent.is_some() {
+        // The server's refusal of a lock is no other reason than its silence.
         let result = match end {
             End::Aborted(_) | End::Thawed | End::Disowned(_) if lost => Some(HookResult::Failed),
             End::Aborted(Abort { reason: Reason::LockNotAcquired, .. }) => Some(HookResult::Timeout),

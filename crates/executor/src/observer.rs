@@ -39,7 +39,7 @@ pub enum HookResult {
     Succeeded,
     /// It ended, or was lost, before it was done.
     Failed,
-    /// It was not done in its time.
+    /// It was not done in its time; of a lock also: it was refused.
     Timeout,
     /// Its command could not be run, or was not there.
     ExecError,
