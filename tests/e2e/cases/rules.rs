@@ -1,4 +1,5 @@
-//! What operations decide (docs/rules.md): a policy refused and back, freezes one at a time, a policy stamped where none is.
+//! What operations decide (docs/rules.md): a policy refused and back, freezes one at a time, what a policy left behind, a policy stamped where
+//! none is.
 
 use std::time::Duration;
 
@@ -6,6 +7,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
+use stillpoint_api::backup::ORPHANED_SINCE_ANNOTATION;
+use stillpoint_api::clock::{Clock as _, SystemClock};
 use stillpoint_api::{Backup, BackupPolicy, ProtectionRule};
 use stillpoint_e2e::load::Engine;
 use stillpoint_e2e::wait::{Look, until};
@@ -67,7 +70,63 @@ async fn story(world: &mut World) -> Outcome {
     world.policy(MARIADB_LOG, "ruled", by_hand(&json!({}))).await?;
     world.accepted(MARIADB_LOG, "ruled").await?;
     paced(world).await?;
+    orphaned(world).await?;
     stamped(world).await
+}
+
+/// A policy that is gone: its successor saves what it left, and when that is gone for longer than the rule keeps it, the older
+/// point goes with its data. `keep` is a day at least, so that the note is put back by hand.
+async fn orphaned(world: &mut World) -> Outcome {
+    rule(world, json!({"allow": {"maxHold": "10s"}, "orphans": {"keep": "1d"}})).await?;
+    let newer = world.run(MARIADB, "ruled").await?;
+    point::verify(&world.cluster, &newer).await?;
+    let backups: Api<Backup> = Api::namespaced(world.cluster.client.clone(), MARIADB);
+    let policies: Api<BackupPolicy> = Api::namespaced(world.cluster.client.clone(), MARIADB);
+    let left = async || -> Outcome<Vec<Backup>> {
+        let mut all = backups.list(&ListParams::default()).await?.items;
+        all.retain(|one| one.policy_name() == Some("ruled"));
+        Ok(all)
+    };
+    let noted = async |there: bool| -> Outcome {
+        until(&format!("the notes of a policy that is gone to be there: {there}"), SOON, async || {
+            let all = left().await?;
+            let notes = all.iter().filter(|one| one.annotations().contains_key(ORPHANED_SINCE_ANNOTATION));
+            let notes = notes.count();
+            let good = if there { notes == all.len() } else { notes == 0 };
+            Ok(Look::at(good.then_some(()), format!("{notes} of {}", all.len())))
+        })
+        .await
+    };
+    let older = left().await?.into_iter().find(|one| one.proven() && one.name_any() != newer.name_any());
+    let older = older.present("an older point of the policy")?;
+    let handle = |backup: &Backup| {
+        let member = backup.status.as_ref().and_then(|status| status.members.first());
+        member.and_then(|member| member.handle.clone()).present("the handle")
+    };
+    policies.delete("ruled", &DeleteParams::default()).await?;
+    noted(true).await?;
+    world.policy(MARIADB, "ruled", by_hand(&json!({}))).await?;
+    noted(false).await?;
+    policies.delete("ruled", &DeleteParams::default()).await?;
+    noted(true).await?;
+    let since = SystemClock::new().wall().checked_sub(Duration::from_secs(25 * 3600))?.to_string();
+    let back = Patch::Merge(json!({"metadata": {"annotations": {ORPHANED_SINCE_ANNOTATION: since}}}));
+    for one in left().await? {
+        backups.patch(&one.name_any(), &PatchParams::default(), &back).await?;
+    }
+    until("the newest point alone to be left of the policy", SOON, async || {
+        let names: Vec<String> = left().await?.iter().map(kube::ResourceExt::name_any).collect();
+        Ok(Look::at((names == [newer.name_any()]).then_some(()), format!("{names:?}")))
+    })
+    .await?;
+    world.event(MARIADB, &older.name_any(), "OrphanDeleted").await?;
+    let gone = handle(&older)?;
+    until("the driver to have deleted the data", SOON, async || {
+        Ok(Look::at(world.cluster.ledger.deleted(&gone)?.then_some(()), &gone))
+    })
+    .await?;
+    ensure!(!world.cluster.ledger.deleted(&handle(&newer)?)?, "the data of the newest point is gone");
+    Ok(())
 }
 
 /// Two runs at once, each frozen for a second: one waits for the other and says so.
