@@ -63,7 +63,7 @@ endef
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build image test rules soak mutations demo demo-test demo-cluster cluster e2e e2e-incluster e2e-faults bench-freeze bench-scale lint clean
+.PHONY: help setup build image test rules fuzz soak mutations demo demo-test demo-cluster cluster e2e e2e-incluster e2e-faults bench-freeze bench-scale lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -102,6 +102,11 @@ test: setup ## Format, lints, and all tests that need no cluster
 
 rules: ## Check the Prometheus rules, and that every alert fires and keeps silent in the cases of dashboards/rules/tests
 	@$(check-rules)
+
+fuzz: setup ## The parser of schedules against random bytes for DURATION seconds (default 60); installs nightly Rust and cargo-fuzz where they are missing
+	@rustup run nightly rustc --version >/dev/null 2>&1 || rustup toolchain install nightly --profile minimal
+	command -v cargo-fuzz >/dev/null || rustup run nightly cargo install --locked cargo-fuzz
+	cd crates/scheduler && rustup run nightly cargo fuzz run expression -- -max_total_time=$${DURATION:-60}
 
 soak: setup ## The fault simulation over SEEDS seeds (default 1000000) on all cores; FIRST=n begins elsewhere
 	$(cargo) run --locked --profile soak -p stillpoint-executor --features simulation --example soak -- --seeds $${SEEDS:-1000000} --first $${FIRST:-0}
