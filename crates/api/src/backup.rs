@@ -235,7 +235,8 @@ pub struct BackupStatus {
     /// The freeze window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
-    /// Earliest cut of the members: the age of the point.
+    /// The instant that the point stands for: the earliest cut of its members, or when prepare began where a template says
+    /// `dataTime: Prepare`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<MicroTime>,
     /// What the point is worth: the weakest application's.

@@ -131,7 +131,8 @@ pub struct ResolvedApplication {
     /// For which instant the point stands.
     #[serde(default)]
     pub data_time: crate::template::DataTime,
-    /// End of prepare; the point's time where `dataTime` is `Prepare`.
+    /// When prepare began, once it succeeded: everything that was acknowledged before is in the copy. The point's time where
+    /// `dataTime` is `Prepare`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prepared_at: Option<MicroTime>,
     /// Names (`namespace-less pod name/uid`) of the pods that the selector gave when the hold was READY, sorted.

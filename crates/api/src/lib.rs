@@ -4,6 +4,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod backup;
+pub mod backup_events;
 pub mod clock;
 pub mod conditions;
 pub mod crd;

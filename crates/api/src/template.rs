@@ -6,12 +6,22 @@
 use std::collections::BTreeMap;
 
 mod detect;
+mod language;
+mod message;
 pub mod placeholder;
+mod placement;
+mod reader;
+pub mod recovery;
 mod substitute;
+mod types;
 
 pub use detect::{Detected, detect};
-pub(crate) use substitute::{END_BLOCKER, arguments, texts, type_mismatch};
+pub use language::{Language, literal};
+pub use message::{ClientMessage, Meaning};
+pub(crate) use placement::misplaced;
+pub(crate) use substitute::{END_BLOCKER, arguments, texts};
 pub use substitute::{digest, substitute};
+pub(crate) use types::type_mismatch;
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -117,6 +127,10 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 64)))]
     pub data_paths: Vec<String>,
+    /// What its client says when it cannot, and what that means; the first that fits is taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub messages: Vec<ClientMessage>,
     /// Says who is still stuck behind a lock that was not acquired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_probe: Option<StallProbe>,
@@ -168,9 +182,11 @@ pub struct Detect {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("!(has(self.fromEnv) && has(self.fromFile))").message("at most one of fromEnv and fromFile"))]
 #[x_kube(validation = Rule::new("(self.type == 'enum') == (has(self.enum) && size(self.enum) > 0)").message("a parameter of type enum lists its values under enum, others do not"))]
+#[x_kube(validation = Rule::new("self.type == 'integer' || (!has(self.min) && !has(self.max))").message("min and max are for a parameter of type integer"))]
+#[x_kube(validation = Rule::new("!(has(self.min) && has(self.max)) || self.min <= self.max").message("min is not above max"))]
 #[x_kube(validation = Rule::new("!(self.name in ['n', 'i', 'lease', 'acquireSeconds', 'blocker'])").message("n, i, lease, acquireSeconds and blocker are filled at run time and cannot be parameters"))]
 pub struct Parameter {
-    /// Name; `{{name}}` in texts and arguments.
+    /// Name; `{{name}}` in texts and arguments, `{{name|language}}` for a literal inside of an argument.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z][a-zA-Z0-9]*$"))]
     pub name: String,
     /// Type of its values.
@@ -193,6 +209,12 @@ pub struct Parameter {
     #[serde(default, rename = "enum", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 253)))]
     pub enum_: Vec<String>,
+    /// Least value of an integer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<i64>,
+    /// Greatest value of an integer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<i64>,
     /// What it is, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
@@ -212,6 +234,14 @@ pub enum ParameterType {
     Boolean,
     /// One of `enum`.
     Enum,
+    /// A length of time in milliseconds to hours: `500ms`, `1m30s`.
+    Duration,
+    /// A name of the server's: letters, digits and `_`, at most 63. In SQL a quoted identifier.
+    Identifier,
+    /// An absolute path without `..`.
+    Path,
+    /// A piece of a program that is a whole argument, run as it is: a line for the shell.
+    Script,
 }
 
 /// Where a template runs.
@@ -279,6 +309,10 @@ pub struct Session {
     /// Argv of the client, no shell; parameters are substituted as whole arguments or parts of one.
     #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
     pub command: Vec<String>,
+    /// In which language the texts are written: how a parameter is quoted in them.
+    #[serde(default)]
+    #[schemars(default)]
+    pub language: Language,
     /// Sets the lease, prints READY.
     #[schemars(length(min = 1, max = 16384))]
     pub open: String,
@@ -411,10 +445,26 @@ pub struct Commands {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 32768)))]
     pub barrier: Vec<String>,
+    /// Renews a frozen state that ends by itself, with every beat. HELD is answered only while it cannot have ended in
+    /// between (docs/design/freeze.md §2.2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew: Option<Renew>,
     /// Two separate execs without a process that holds. At most `Crash` unless a probe shows the state.
     #[serde(default)]
     #[schemars(default)]
     pub allow_without_deadline: bool,
+}
+
+/// How a frozen state that ends by itself is renewed: `CLIENT PAUSE` of Redis and Valkey.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("duration(self.lease) >= duration('5s') && duration(self.lease) <= duration('10s')").message("a lease is 5s to 10s: it is renewed every 2s, and a silent controller must not hold longer"))]
+pub struct Renew {
+    /// Argv, no shell. It sets the state anew for the whole lease.
+    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
+    pub command: Vec<String>,
+    /// After how long the state ends by itself, counted from `freeze` or `renew`: 5s to 10s. `freeze` sets it too.
+    pub lease: ShortDuration,
 }
 
 /// A hook of the short form.
@@ -486,7 +536,8 @@ pub enum DataTime {
     /// The cut.
     #[default]
     Cut,
-    /// The end of prepare: the server acknowledges before it is durable.
+    /// The beginning of prepare: the server acknowledges before it is durable, and prepare makes durable what was
+    /// acknowledged before it began.
     Prepare,
 }
 
@@ -535,6 +586,12 @@ pub struct Recover {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 32768)))]
     pub probe: Vec<String>,
+    /// Names of EVIDENCE lines of a session's open text that both may use as `{{name}}`: what the freeze changes and only
+    /// the server knows, such as the old value of a setting. They are journaled before the freeze; a hold that does not
+    /// tell one, or tells another value than 1 to 64 letters, digits and `_.:-`, is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(max = 64)))]
+    pub needs: Vec<String>,
 }
 
 /// Whether a restored copy may be started beside the original.

@@ -14,6 +14,7 @@ use stillpoint_api::clock::Mono;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{debug, info, warn};
 
+use crate::client_words::{Said, explain};
 use crate::context::Context;
 use crate::cut_watch::{ContentNews, Subscription};
 use crate::exec::{ExecSender, Outcome, run_once};
@@ -296,7 +297,7 @@ impl Attempt<'_> {
                         (_, Some(error)) => Err(session::refused(&prepare.target, &error)),
                         (outcome, None) => {
                             let how = format!("prepare failed ({outcome:?} after {seconds:.1} s)");
-                            let mut why = session::explain(&place, &how, &done.stderr);
+                            let mut why = explain(&place, &how, Said::by(&done, &prepare.messages));
                             if why.reason == Reason::HoldNotReady {
                                 why.reason = Reason::PrepareFailed;
                             }
@@ -360,11 +361,10 @@ impl Attempt<'_> {
                     if opened.send((id, handle.sender.clone(), closing)).is_err() {
                         return;
                     }
-                    let place = held.place();
                     // The last sender this task holds must go, or the stream would outlive the attempt.
                     let crate::exec::ExecHandle { sender, events: stream } = handle;
                     drop(sender);
-                    session::follow(stream, id, place, held.nonce.clone(), closing_seen, events).await;
+                    session::follow(stream, id, &held, closing_seen, events).await;
                 }
                 Err(why) => {
                     let _ = events.send(Event::HoldEnded { hold: id, why });
@@ -495,6 +495,7 @@ async fn write_entry(
     };
     let mut resolved = resolution.resolved.clone();
     if entry == Entry::Thawed {
+        resolution.prepared(&mut resolved, record.prepare_began);
         // Rule 4 compares pods and containers; asked outside the window, nothing is frozen any more.
         match pods::read_again(context, resolution).await {
             Ok(after) => after.complete(&mut resolved, &mut record),

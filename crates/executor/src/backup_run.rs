@@ -24,7 +24,7 @@ use crate::ownership::templates_kept;
 use crate::ownership::workload::{self, Locks, WORKLOAD_BUSY};
 use crate::pace::{self, FREEZE_LIMIT};
 use crate::recovery::{Row, blocked_twice, row};
-use crate::resolve::{MAX_HOLDS, Refusal, Resolution, SNAPSHOT_IN_FLIGHT, ask, decide, observe, preflight};
+use crate::resolve::{Nonces, Refusal, Resolution, SNAPSHOT_IN_FLIGHT, ask, decide, observe, preflight};
 use crate::run::{Abort, End, Reason, Record};
 
 use turns::Turn;
@@ -367,15 +367,7 @@ impl BackupRun {
         }
         let mut observed = observe::observe(&self.context, &backup).await?;
         ask::ask(&self.context, &backup, &mut observed).await?;
-        let entropy = &*self.context.entropy;
-        let fresh = || {
-            Nonce::generate(entropy).map_err(|error| {
-                Refusal::may_pass("NoRandomness", format!("the system gave no random bytes: {error}"))
-            })
-        };
-        let nonce = fresh()?;
-        let pods: usize = observed.applications.iter().map(|application| application.pods.len()).sum();
-        let hold_nonces = (0..pods.min(MAX_HOLDS)).map(|_| fresh()).collect::<Result<Vec<_>, _>>()?;
+        let Nonces { attempt: nonce, holds: hold_nonces } = Nonces::draw(&*self.context.entropy, &observed)?;
         let given = decide::Given {
             backup: &backup,
             attempt,

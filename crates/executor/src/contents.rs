@@ -1,12 +1,14 @@
 //! What is watched of snapshots: VolumeSnapshotContents, and VolumeGroupSnapshotContents from the first run that needs
 //! them.
 
-use kube::Client;
+use kube::{Client, ResourceExt};
+use stillpoint_api::backup::BACKUP_UID_LABEL;
 use stillpoint_api::group_snapshot::VolumeGroupSnapshotContent;
 use stillpoint_api::snapshot::{SnapshotRef, VolumeSnapshotContent};
 
 use crate::cut_watch::{CutContent, CutStatus, CutWatch};
 use crate::run::CutSeen;
+use crate::snapshot_name;
 
 /// The shared watches.
 #[derive(Clone)]
@@ -71,6 +73,15 @@ impl CutContent for VolumeSnapshotContent {
             volume_handles: self.spec.source.volume_handle.iter().cloned().collect(),
             parts: Vec::new(),
         }
+    }
+
+    /// The snapshot controller makes a content without labels of ours; it gets them when its point is kept.
+    fn unnamed(&self) -> Option<&SnapshotRef> {
+        let of = &self.spec.volume_snapshot_ref;
+        let ours = of.name.as_deref().is_some_and(|name| snapshot_name::nonce_part(name).is_some());
+        // One that somebody made for data that was there before is theirs.
+        let cut_for_it = self.spec.source.volume_handle.is_some();
+        (ours && cut_for_it && !self.labels().contains_key(BACKUP_UID_LABEL)).then_some(of)
     }
 
     /// A driver answers with a snapshot that it had when it takes two names for one.
@@ -207,5 +218,32 @@ mod tests {
         while let Ok((_, news)) = receiver.try_recv() {
             assert!(!is_cut(&[news]));
         }
+    }
+
+    #[test]
+    fn a_content_of_ours_is_known_by_name_until_it_carries_our_label_or_goes() {
+        let watch = CutWatch::new(true);
+        let mut left = content(None);
+        left.spec.volume_snapshot_ref.name = Some(snapshot_name::of_claim("b", "abcdefghijklmnop", "data"));
+        let mut provisioned = left.clone();
+        provisioned.spec.source.volume_handle = None;
+        provisioned.metadata.name = Some("provisioned".into());
+        for shown in [content(None), provisioned, left.clone()] {
+            watch.take(Event::InitApply(shown));
+        }
+        let names = || watch.unnamed().into_iter().map(|one| one.content).collect::<Vec<_>>();
+        assert_eq!(names(), ["c"]);
+        let mut kept = left.clone();
+        kept.metadata.labels = Some([(BACKUP_UID_LABEL.to_owned(), "u".to_owned())].into());
+        watch.take(Event::Apply(kept));
+        assert!(names().is_empty());
+        watch.take(Event::Apply(left.clone()));
+        watch.take(Event::Delete(left.clone()));
+        assert!(names().is_empty());
+        // It went while the watch was broken.
+        watch.take(Event::Apply(left));
+        watch.take(Event::Init);
+        watch.take(Event::InitDone);
+        assert!(names().is_empty());
     }
 }

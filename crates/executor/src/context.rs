@@ -89,6 +89,11 @@ impl RequestError {
         self.code() == Some(409)
     }
 
+    /// Not answered, or the API server was not able to: the same request may succeed later.
+    pub fn may_pass(&self) -> bool {
+        self.code().is_none_or(|code| code == 429 || code >= 500)
+    }
+
     /// The controller may not do this.
     pub fn is_forbidden(&self) -> bool {
         self.code() == Some(403)

@@ -12,9 +12,10 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use kube::api::{Patch, PatchParams};
 use kube::core::DeserializeGuard;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
 use stillpoint_api::backup::{Backup, SNAPSHOTS_FINALIZER};
+use stillpoint_api::backup_events::{BackupEvent, shared};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -43,20 +44,13 @@ const STOP_WITHIN: Duration = Duration::from_secs(20);
 type Key = (String, String);
 
 /// What a watch of Backups shows, which lists again after every error; one that cannot be read is shown as such.
-pub type BackupEvents = BoxStream<'static, Result<Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>>;
+pub type BackupEvents = BoxStream<'static, BackupEvent>;
 
 /// A watch of all Backups, for [`run_with`] and for whoever else reads the same one: it ends never, and lists again after every
 /// error, so that `InitDone` says that it shows the present state.
 pub fn backup_events(client: &Client) -> BackupEvents {
     let events = steady_watch(Api::<DeserializeGuard<Backup>>::all(client.clone()), OPEN_AGAIN_AFTER);
-    let shared = |event| match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(backup) => Event::InitApply(Arc::new(backup)),
-        Event::Apply(backup) => Event::Apply(Arc::new(backup)),
-        Event::Delete(backup) => Event::Delete(Arc::new(backup)),
-    };
-    events.map(move |event| event.map(shared).map_err(Arc::new)).boxed()
+    events.map(shared).boxed()
 }
 
 /// Why the controller ended.
@@ -440,7 +434,6 @@ impl Shared {
     /// Removes the snapshots of a deleted Backup with their data, then lets it go (docs/api.md, what deletes data).
     async fn delete(&self, api: &Api<Backup>, backup: &Backup, mut stop: watch::Receiver<Option<Abort>>) {
         let (namespace, name) = key(backup);
-        let uid = backup.uid().unwrap_or_default();
         let circumstances = match ending::look(&self.context, &namespace, backup).await {
             Ok(found) => found,
             Err(error) => {
@@ -464,7 +457,7 @@ impl Shared {
         if let Some(why) = kept {
             info!(namespace, backup = name, why, "the Backup goes, its snapshots' data stays");
         } else {
-            let scope = Scope::Backup(uid);
+            let scope = Scope::of_backup(backup);
             let removal = cleanup::remove(&self.context, &namespace, &scope, BLOCKED_AFTER);
             let removed = tokio::select! {
                 removed = removal => removed,

@@ -2,7 +2,7 @@
 //!
 //! A cut signal is reported once, the moment the watch shows it, to the run that asked for it; a handle that the watch
 //! had shown before, on this content or on another, is never one (docs/design/freeze.md §1). The watch keeps a handle per
-//! content and nothing else.
+//! content, and the names of those contents that were made for a request of ours and carry no label of ours yet.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
@@ -64,8 +64,26 @@ pub trait CutContent: Resource<DynamicType = ()> + Clone + DeserializeOwned + De
     /// What the run is told of the cut.
     fn cut_seen(&self, handle: &str) -> CutSeen;
 
+    /// The request, where that is one of ours by its name and this object carries no label of ours.
+    fn unnamed(&self) -> Option<&SnapshotRef> {
+        None
+    }
+
     /// Why a handle that content `other` showed before proves that the driver did not cut, and what to do.
     fn not_new(&self, other: &str) -> String;
+}
+
+/// A content that was made for a request of ours and does not say so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unnamed {
+    /// The content.
+    pub content: String,
+    /// Namespace of the request.
+    pub namespace: String,
+    /// Name of the request.
+    pub snapshot: String,
+    /// UID of the request.
+    pub snapshot_uid: String,
 }
 
 /// The shared watch.
@@ -84,6 +102,8 @@ struct Shared {
 struct Table {
     /// Driver and handle that were shown, by content name.
     handles: BTreeMap<String, (String, String)>,
+    /// Contents of ours without our labels, by name: those of unfinished runs, and what such runs left behind.
+    unnamed: BTreeMap<String, Unnamed>,
     /// Who waits for which request (namespace, name).
     waiting: HashMap<(String, String), Waiting>,
 }
@@ -163,6 +183,12 @@ impl<K: CutContent> CutWatch<K> {
         owner_of_handle(&lock(&self.shared.table).handles, content).map(ToOwned::to_owned)
     }
 
+    /// What was made for requests of ours and carries no label of ours: of runs that go on, and left behind. Complete while the
+    /// watch [is listed](Self::is_listed).
+    pub fn unnamed(&self) -> Vec<Unnamed> {
+        lock(&self.shared.table).unnamed.values().cloned().collect()
+    }
+
     /// Waits until the watch is wanted, and keeps it open until the future is dropped.
     pub async fn run(self, client: Client) {
         let mut wanted = self.shared.wanted.subscribe();
@@ -186,14 +212,17 @@ impl<K: CutContent> CutWatch<K> {
     /// Takes what the watch shows.
     pub(crate) fn take(&self, event: Event<K>) {
         match event {
-            Event::Init => {}
+            // What is listed now says which are left.
+            Event::Init => lock(&self.shared.table).unnamed.clear(),
             Event::Apply(content) | Event::InitApply(content) => self.shown(&content),
             Event::InitDone => {
                 self.shared.listed.send_replace(true);
             }
             Event::Delete(content) => {
                 if let Some(name) = &content.meta().name {
-                    lock(&self.shared.table).handles.remove(name);
+                    let mut table = lock(&self.shared.table);
+                    table.handles.remove(name);
+                    table.unnamed.remove(name);
                 }
             }
         }
@@ -202,7 +231,11 @@ impl<K: CutContent> CutWatch<K> {
     fn shown(&self, content: &K) {
         let Some(name) = content.meta().name.clone() else { return };
         let mut table = lock(&self.shared.table);
-        let Table { handles, waiting } = &mut *table;
+        let Table { handles, unnamed, waiting } = &mut *table;
+        match unnamed_of(content) {
+            Some(one) => unnamed.insert(name.clone(), one),
+            None => unnamed.remove(&name),
+        };
         let of = content.asked_as();
         let key = (of.namespace.clone().unwrap_or_default(), of.name.clone().unwrap_or_default());
         let status = content.cut_status();
@@ -238,6 +271,16 @@ impl<K: CutContent> CutWatch<K> {
     pub(crate) fn is_wanted(&self) -> bool {
         *self.shared.wanted.borrow()
     }
+}
+
+fn unnamed_of<K: CutContent>(content: &K) -> Option<Unnamed> {
+    let of = content.unnamed()?;
+    Some(Unnamed {
+        content: content.meta().name.clone()?,
+        namespace: of.namespace.clone()?,
+        snapshot: of.name.clone()?,
+        snapshot_uid: of.uid.clone()?,
+    })
 }
 
 /// The other content that showed this content's handle, for the same driver.

@@ -14,10 +14,9 @@ use tokio::sync::{Mutex, watch};
 
 use crate::attempt;
 use crate::context::Context;
-use crate::hold::Nonce;
 use crate::journal::Journal;
 use crate::observer::{HookPhase, HookResult, RunLabels, RunObserver, RunResult};
-use crate::resolve::{MAX_HOLDS, Refusal, ask, decide, observe};
+use crate::resolve::{Nonces, Refusal, ask, decide, observe};
 use crate::run::{Abort, End, Record};
 
 /// FREEZE is fenced by the claim of a run; a rehearsal has none ([`crate::ownership::Ownership::unclaimed`]) and is over
@@ -51,14 +50,7 @@ pub async fn rehearse(
     }
     let mut observed = observe::observe(context, &backup).await?;
     ask::ask(context, &backup, &mut observed).await?;
-    let fresh = || {
-        Nonce::generate(&*context.entropy).map_err(|error| {
-            Refusal::may_pass("NoRandomness", format!("the system gave no random bytes: {error}"))
-        })
-    };
-    let nonce = fresh()?;
-    let pods: usize = observed.applications.iter().map(|application| application.pods.len()).sum();
-    let hold_nonces = (0..pods.min(MAX_HOLDS)).map(|_| fresh()).collect::<Result<Vec<_>, _>>()?;
+    let Nonces { attempt: nonce, holds: hold_nonces } = Nonces::draw(&*context.entropy, &observed)?;
     let given = decide::Given {
         backup: &backup,
         attempt: 1,

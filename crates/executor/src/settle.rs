@@ -21,6 +21,7 @@ use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{Consistency, MemberEvidence, SettledMember, Window};
 use stillpoint_api::policy::Requirement;
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
+use stillpoint_api::template::DataTime;
 use tracing::warn;
 
 use crate::context::{Context, RequestError, bounded};
@@ -40,7 +41,7 @@ pub struct Settled {
     pub members: Vec<MemberEvidence>,
     /// The verdict.
     pub judgement: Judgement,
-    /// Earliest cut.
+    /// The instant that the point stands for: the earliest cut, or when prepare began (docs/design/freeze.md §4.9).
     pub cut: Option<Timestamp>,
     /// Whether the point is kept.
     pub keep: bool,
@@ -66,7 +67,11 @@ pub async fn settle(context: &Context, namespace: &str, status: &BackupStatus) -
     }
     let resolved = status.resolved.clone().unwrap_or_default();
     let judgement = judge(&Evidence::new(&resolved, &status.holds, &members, &window));
+    // Where the server acknowledges before it is durable, the point is as old as what prepare made durable.
+    let prepared = resolved.applications.iter().filter(|one| one.data_time == DataTime::Prepare);
+    let prepared = prepared.filter_map(|application| application.prepared_at.as_ref().map(|at| at.0));
     let cut = members.iter().filter_map(|member| member.cut.as_ref().map(|cut| cut.0)).min();
+    let cut = cut.map(|cut| prepared.fold(cut, Timestamp::min));
     let usable =
         members.iter().any(|member| member.settled.as_ref().is_some_and(|found| found.ready_at.is_some()));
     let keep = match resolved.requirement {

@@ -4,25 +4,19 @@
 //! Guarantees: every reader is shown every event in order; a reader that does not take its events holds the others up and loses
 //! nothing, so that no more than [`AHEAD`] Backups are in memory for it; one that has ended holds nobody up.
 
-use std::sync::Arc;
-
 use futures::stream::{self, StreamExt as _};
-use kube::core::DeserializeGuard;
-use kube::runtime::watcher::{self, Event};
-use stillpoint_api::Backup;
+use stillpoint_api::backup_events::BackupEvent;
 use stillpoint_executor::controller::BackupEvents;
 use tokio::sync::mpsc;
 
 /// Events that a reader may be behind. A Backup with its evidence takes some tens of KiB in memory.
 const AHEAD: usize = 16;
 
-type Shown = Result<Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>;
-
 /// Shows `events` to `READERS` readers for as long as it is polled; completes when the events end or every reader has ended.
 pub fn share<const READERS: usize>(
     mut events: BackupEvents,
 ) -> (impl Future<Output = ()> + Send, [BackupEvents; READERS]) {
-    let pairs = [(); READERS].map(|()| mpsc::channel::<Shown>(AHEAD));
+    let pairs = [(); READERS].map(|()| mpsc::channel::<BackupEvent>(AHEAD));
     let mut senders = Vec::with_capacity(READERS);
     let readers = pairs.map(|(sender, receiver)| {
         senders.push(sender);
@@ -31,8 +25,8 @@ pub fn share<const READERS: usize>(
     let sharing = async move {
         while let Some(event) = events.next().await {
             for sender in &senders {
-                // It has ended.
-                let _ = sender.send(again(&event)).await;
+                // The object is not copied. An error of sending: it has ended.
+                let _ = sender.send(event.clone()).await;
             }
             if senders.iter().all(mpsc::Sender::is_closed) {
                 return;
@@ -42,22 +36,15 @@ pub fn share<const READERS: usize>(
     (sharing, readers)
 }
 
-/// The same event once more. The object is not copied.
-fn again(event: &Shown) -> Shown {
-    match event {
-        Ok(Event::Init) => Ok(Event::Init),
-        Ok(Event::InitDone) => Ok(Event::InitDone),
-        Ok(Event::InitApply(backup)) => Ok(Event::InitApply(Arc::clone(backup))),
-        Ok(Event::Apply(backup)) => Ok(Event::Apply(Arc::clone(backup))),
-        Ok(Event::Delete(backup)) => Ok(Event::Delete(Arc::clone(backup))),
-        Err(error) => Err(Arc::clone(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use futures::FutureExt as _;
+    use kube::core::DeserializeGuard;
+    use kube::runtime::watcher::{self, Event};
     use serde_json::json;
+    use stillpoint_api::Backup;
 
     use super::*;
 
@@ -76,7 +63,7 @@ mod tests {
         stream::iter(first.into_iter().chain(list).chain([Ok(Event::InitDone)])).boxed()
     }
 
-    fn told(event: &Shown) -> String {
+    fn told(event: &BackupEvent) -> String {
         match event {
             Err(error) => error.to_string(),
             Ok(Event::Init) => "init".to_owned(),

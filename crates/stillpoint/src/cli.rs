@@ -27,6 +27,7 @@ First steps:
   stillpoint crd | kubectl apply --server-side -f -     install the kinds
   stillpoint lint policy.yaml                           check before applying
   stillpoint doctor                                     what of the cluster would make backups fail or freezes long
+  stillpoint plan -n shop                               what would be frozen and cut, and what is missing
   stillpoint explain '0 2 * * *' --tz Europe/Berlin     see when it fires
   stillpoint backup run --policy nightly --wait         one backup now, e.g. before a migration
   stillpoint backup describe NAME                       what was frozen, for how long, and what is proven
@@ -44,6 +45,9 @@ pub enum Command {
     /// Check files without a cluster: fields, values, schedules, templates and their parameters
     #[command(after_help = LINT_HELP)]
     Lint(LintArgs),
+    /// List the templates: of the library, or of the files named, with how each was proven
+    #[command(after_help = TEMPLATES_HELP)]
+    Templates(TemplatesArgs),
     /// Show when a schedule fires, across changes of the clock, and whether it can meet an RPO
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
@@ -56,6 +60,9 @@ pub enum Command {
     /// Check the cluster: snapshot stack, throttles, storage, rights; reads only, changes nothing
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Foresee each policy's run: what is detected, frozen, cut, provable and missing; changes nothing
+    #[command(after_help = PLAN_HELP)]
+    Plan(PlanArgs),
     /// Try the hooks of an application
     #[command(subcommand)]
     Hooks(HooksCommand),
@@ -74,9 +81,19 @@ const LINT_HELP: &str = "\
 Examples:
   stillpoint lint policy.yaml templates/*.yaml
   kustomize build . | stillpoint lint - -o json
+  stillpoint lint --explain OneShotLock      why a rule is there, and what to write instead
 
 Exit codes: 0 nothing found, 1 findings, 64 a file cannot be read. Objects of other groups are passed over.
 With -o json: a list of {file, object, path, rule, message}.";
+
+const TEMPLATES_HELP: &str = "\
+Examples:
+  stillpoint templates
+  stillpoint templates redis                 its parameters and what it claims
+  stillpoint templates --file my-template.yaml -o json
+
+PROOF is real (a real server), engine (the real storage engine), emulated (a program that behaves as documented) or none.
+Exit codes: 0 listed, 1 there is no such template, 64 a file cannot be read.";
 
 const EXPLAIN_HELP: &str = "\
 Examples:
@@ -97,6 +114,50 @@ classes, roles and bindings of the whole cluster: what your account may not read
 Exit codes: 0 no error (with --strict: no warning either), 1 something is wrong, 64 no usable kubeconfig.
 With -o json: {errors, warnings, findings: [{check, severity, what, why, cure}]}.";
 
+const PLAN_HELP: &str = "\
+For each policy of the namespace, and for each workload with claims that no policy selects (marked NO POLICY):
+  detected    its template and by what it was found (named, annotation, image), its pods and their roles
+  prepare     what runs before anything is held
+  freeze      in which pods what is held, what a writer feels, and when it ends if we fall silent
+  promise     the longest freeze, and what of it is for the locks and for the cuts
+  cut         which snapshots are asked for (alone, group, one by one), of which driver and class, and whether its cuts
+              are known to be one instant
+  at best     what the point could be worth if all goes well, by the rules of the verdict: ✓ can be proven, ✗ cannot
+  missing     everything that would keep a run from giving a point, and what to do
+  not known   what only a run can tell; `stillpoint hooks test` tells some of it
+
+Examples:
+  stillpoint plan -n shop
+  stillpoint plan -n shop --policy nightly --storage-trust trust.yaml
+  stillpoint plan -n shop --ask-nothing -o json
+
+Nothing is changed and nothing is frozen. As before every backup, a template's role commands run in the pods, as the
+namespace's account stillpoint-hooks: you need the right to impersonate it; --as-me runs them with your own rights,
+--ask-nothing runs nothing and says what it took for granted. Snapshot requests are sent with dryRun, as you.
+
+Exit codes: 0 every policy could run, 1 something is missing for one, 64 wrong usage. A workload without a policy fails
+nothing. With -o json: {plans: [{subject, couldRun, detected, parts, missing, unknown}], unlabelled}.";
+
+/// Arguments of `plan`.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    /// Only this policy
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<String>,
+    /// The file that the controller is given, so that drivers are judged as it judges them
+    #[arg(long, value_name = "FILE")]
+    pub storage_trust: Option<PathBuf>,
+    /// Ask pods for their roles with your own rights
+    #[arg(long, conflicts_with = "ask_nothing")]
+    pub as_me: bool,
+    /// Run nothing in any container
+    #[arg(long)]
+    pub ask_nothing: bool,
+    /// How the plan is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
 /// Arguments of `doctor`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
@@ -115,9 +176,26 @@ pub struct DoctorArgs {
 #[derive(Args, Debug)]
 pub struct LintArgs {
     /// YAML or JSON files; `-` is stdin
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "explain", value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// Say why a rule about templates is there, and what to write instead
+    #[arg(long, value_name = "RULE", conflicts_with = "files")]
+    pub explain: Option<String>,
     /// How findings are printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Arguments of `templates`.
+#[derive(Args, Debug)]
+pub struct TemplatesArgs {
+    /// One template, in full
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Templates of this file instead of the library; `-` is stdin
+    #[arg(long, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
+    /// How they are printed
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
 }

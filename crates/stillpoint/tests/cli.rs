@@ -303,3 +303,28 @@ fn wrong_usage_is_64_and_help_is_0() {
     assert!(stdout(&help).contains("stillpoint backup run --policy nightly --wait"));
     assert!(stdout(&stillpoint(&["version"], "")).starts_with("stillpoint "));
 }
+
+#[test]
+fn a_rule_is_explained_and_an_unknown_one_names_the_known() {
+    let shown = stillpoint(&["lint", "--explain", "oneshotlock"], "");
+    assert_eq!(code(&shown), 0);
+    let text = stdout(&shown);
+    assert!(text.starts_with("OneShotLock\n") && text.contains("Instead\n  freeze.session"), "{text}");
+    let unknown = stillpoint(&["lint", "--explain", "Nothing"], "");
+    assert_eq!(code(&unknown), 64);
+    assert!(stderr(&unknown).contains("OneShotLock"), "{}", stderr(&unknown));
+}
+
+#[test]
+fn templates_are_listed_with_their_proof_and_one_is_shown_in_full() {
+    let listed = stillpoint(&["templates"], "");
+    assert_eq!(code(&listed), 0);
+    let line = stdout(&listed).lines().find(|line| line.starts_with("mariadb ")).unwrap().to_owned();
+    assert!(line.contains("real") && line.contains("10.11"), "{line}");
+    let full = stillpoint(&["templates", "redis"], "");
+    assert!(stdout(&full).contains("appendfsync=always or a barrier"), "{}", stdout(&full));
+    assert_eq!(code(&stillpoint(&["templates", "none-such"], "")), 1);
+    let json: Value =
+        serde_json::from_slice(&stillpoint(&["templates", "sqlite", "-o", "json"], "").stdout).unwrap();
+    assert_eq!(json[0]["proof"], "real");
+}

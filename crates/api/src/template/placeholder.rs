@@ -1,4 +1,5 @@
-//! `{{name}}` in arguments and texts: finding them, and replacing them in one pass.
+//! `{{name}}` in arguments and texts: finding them, and replacing them in one pass. `{{name|language}}` says the value as a
+//! literal of a language.
 //!
 //! One pass, so that a value which looks like a placeholder is never replaced again.
 
@@ -13,7 +14,7 @@ pub const BLOCKER: &str = "blocker";
 pub enum Part<'a> {
     /// Text as it is.
     Literal(&'a str),
-    /// `{{name}}`, without its braces.
+    /// `{{name}}` or `{{name|language}}`, without its braces.
     Placeholder(&'a str),
 }
 
@@ -35,15 +36,23 @@ pub fn parts(text: &str) -> Vec<Part<'_>> {
     parts
 }
 
+/// The name of a placeholder, and the language behind `|`.
+pub fn split(placeholder: &str) -> (&str, Option<&str>) {
+    match placeholder.split_once('|') {
+        Some((name, language)) => (name, Some(language)),
+        None => (placeholder, None),
+    }
+}
+
 /// The names of a text's placeholders, in order, with repetitions.
 pub fn names(text: &str) -> impl Iterator<Item = &str> {
     parts(text).into_iter().filter_map(|part| match part {
-        Part::Placeholder(name) => Some(name),
+        Part::Placeholder(placeholder) => Some(split(placeholder).0),
         Part::Literal(_) => None,
     })
 }
 
-/// Replaces the placeholders that `value` knows and leaves the others as they are.
+/// Replaces the placeholders that `value` knows, by what is between their braces, and leaves the others as they are.
 pub fn replace(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
     let mut replaced = String::with_capacity(text.len());
     for part in parts(text) {

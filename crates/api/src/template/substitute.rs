@@ -1,16 +1,19 @@
 //! Resolves a template for one application: its parameters become arguments and literals, and the result has a
 //! digest by which it is known from then on.
 //!
-//! A value never becomes a statement: in arguments it is text of one argument of an argv (there is no shell), in
-//! session texts it is a quoted literal of SQL, a bare number or a bare boolean. What cannot be quoted the same way
-//! in every SQL dialect (control characters, backslashes) is refused.
+//! A value never becomes a statement: in arguments it is text of one argument of an argv (there is no shell), or with
+//! `{{name|language}}` a literal; in session texts it is a quoted literal of the session's language, a bare number or a bare
+//! boolean. What cannot be said so is refused, and so is a template that has a placeholder where no literal is safe.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::language::{Language, literal};
 use super::placeholder::{self, Part};
+use super::placement::misplaced;
+use super::types::type_mismatch;
 use super::{Commands, Freeze, Parameter, ParameterType, Recipe, Session};
 use crate::validate::Finding;
 
@@ -21,7 +24,8 @@ use crate::validate::Finding;
 ///
 /// # Errors
 /// All findings at once, with paths relative to the application (`parameters.user`): `UnknownParameter`,
-/// `MissingParameter`, `ParameterType`, `ParameterText`.
+/// `MissingParameter`, `ParameterType`, `ParameterText`; and with the path `templateRef` what is wrong with the template itself:
+/// `QuotedParameter`, `UnquotedParameter`, `UnknownLanguage`.
 pub fn substitute(recipe: &Recipe, parameters: &BTreeMap<String, String>) -> Result<Recipe, Vec<Finding>> {
     let mut findings = Vec::new();
     let mut values: BTreeMap<&str, (&Parameter, &str)> = BTreeMap::new();
@@ -53,15 +57,20 @@ pub fn substitute(recipe: &Recipe, parameters: &BTreeMap<String, String>) -> Res
             }
         }
     }
+    findings.extend(
+        misplaced(recipe).into_iter().map(|wrong| Finding::new("templateRef", wrong.rule, wrong.why)),
+    );
     if !findings.is_empty() {
         return Err(findings);
     }
-    let argument = |text: &mut String| {
-        *text = placeholder::replace(text, |name| values.get(name).map(|(_, value)| (*value).to_owned()));
+    // Whatever cannot be said was refused above.
+    let said = |language: Language, name: &str| {
+        values.get(name).and_then(|(parameter, value)| literal(language, parameter, value).ok())
     };
-    let literal = |text: &mut String| {
-        *text = placeholder::replace(text, |name| {
-            values.get(name).map(|(parameter, value)| sql(parameter, value))
+    let argument = |text: &mut String| {
+        *text = placeholder::replace(text, |raw| match placeholder::split(raw) {
+            (name, None) => values.get(name).map(|(_, value)| (*value).to_owned()),
+            (name, Some(language)) => said(Language::named(language)?, name),
         });
     };
     let mut resolved = recipe.clone();
@@ -69,7 +78,10 @@ pub fn substitute(recipe: &Recipe, parameters: &BTreeMap<String, String>) -> Res
         argv.iter_mut().for_each(argument);
     }
     if let Some(Freeze::Session(session)) = resolved.freeze.as_mut() {
-        texts_mut(session).into_iter().for_each(literal);
+        let language = session.language;
+        for text in texts_mut(session) {
+            *text = placeholder::replace(text, |name| said(language, name));
+        }
     }
     resolved.parameters.clear();
     normalise(&mut resolved);
@@ -123,6 +135,9 @@ pub(crate) fn arguments(recipe: &Recipe) -> Vec<(String, &Vec<String>)> {
             all.push(("spec.freeze.commands.thaw".to_owned(), &commands.thaw));
             all.push(("spec.freeze.commands.probe".to_owned(), &commands.probe));
             all.push(("spec.freeze.commands.barrier".to_owned(), &commands.barrier));
+            if let Some(renew) = &commands.renew {
+                all.push(("spec.freeze.commands.renew.command".to_owned(), &renew.command));
+            }
         }
         Some(Freeze::None {}) | None => {}
     }
@@ -160,6 +175,7 @@ fn arguments_mut(recipe: &mut Recipe) -> Vec<&mut Vec<String>> {
         Some(Freeze::Commands(commands)) => {
             let both = [&mut commands.freeze, &mut commands.thaw];
             all.extend(both.into_iter().chain([&mut commands.probe, &mut commands.barrier]));
+            all.extend(commands.renew.as_mut().map(|renew| &mut renew.command));
         }
         Some(Freeze::None {}) | None => {}
     }
@@ -194,26 +210,6 @@ fn texts_mut(session: &mut Session) -> Vec<&mut String> {
     all
 }
 
-/// Why a value does not fit its parameter's type, with what to write instead.
-pub(crate) fn type_mismatch(parameter: &Parameter, value: &str) -> Option<String> {
-    let name = &parameter.name;
-    match parameter.type_ {
-        ParameterType::String => None,
-        ParameterType::Integer => value
-            .parse::<i64>()
-            .err()
-            .map(|_| format!("parameter {name:?} is an integer and {value:?} is none: write digits only")),
-        ParameterType::Boolean => (!matches!(value, "true" | "false")).then(|| {
-            format!("parameter {name:?} is a boolean and {value:?} is none: write \"true\" or \"false\"")
-        }),
-        ParameterType::Enum => {
-            let allowed: Vec<&str> = parameter.enum_.iter().map(String::as_str).collect();
-            (!allowed.contains(&value))
-                .then(|| format!("parameter {name:?} cannot be {value:?}: it is one of {}", listed(&allowed)))
-        }
-    }
-}
-
 fn refused_value(parameter: &Parameter, value: &str, recipe: &Recipe) -> Option<(&'static str, String)> {
     if let Some(message) = type_mismatch(parameter, value) {
         return Some(("ParameterType", message));
@@ -228,24 +224,18 @@ fn refused_value(parameter: &Parameter, value: &str, recipe: &Recipe) -> Option<
             format!("parameter {name:?} contains {{{{, which begins a placeholder"),
         ));
     }
-    let used_in_text = match &recipe.freeze {
-        Some(Freeze::Session(session)) => {
-            texts(session).iter().any(|(_, text)| placeholder::names(text).any(|used| used == name))
-        }
-        Some(Freeze::Commands(_) | Freeze::None {}) | None => false,
-    };
-    if used_in_text && value.contains('\\') {
-        return Some((
-            "ParameterText",
-            format!(
-                "parameter {name:?} has a backslash and becomes an SQL literal, where servers disagree on its meaning"
-            ),
-        ));
+    if let Some(why) =
+        languages(recipe, name).into_iter().find_map(|language| literal(language, parameter, value).err())
+    {
+        return Some(("ParameterText", format!("parameter {name:?} {why}")));
     }
     let begins_an_argument = arguments(recipe).iter().flat_map(|(_, argv)| argv.iter()).any(|argument| {
-        matches!(placeholder::parts(argument).first(), Some(Part::Placeholder(first)) if first == name)
+        matches!(placeholder::parts(argument).first(), Some(Part::Placeholder(first)) if placeholder::split(first).0 == name)
     });
-    if begins_an_argument && value.starts_with('-') && parameter.type_ != ParameterType::Integer {
+    if begins_an_argument
+        && value.starts_with('-')
+        && !matches!(parameter.type_, ParameterType::Integer | ParameterType::Script)
+    {
         return Some((
             "ParameterText",
             format!(
@@ -256,14 +246,28 @@ fn refused_value(parameter: &Parameter, value: &str, recipe: &Recipe) -> Option<
     None
 }
 
-fn sql(parameter: &Parameter, value: &str) -> String {
-    match parameter.type_ {
-        ParameterType::Integer | ParameterType::Boolean => value.to_owned(),
-        ParameterType::String | ParameterType::Enum => format!("'{}'", value.replace('\'', "''")),
+/// The languages in which a parameter becomes a literal.
+fn languages(recipe: &Recipe, name: &str) -> Vec<Language> {
+    let mut all = Vec::new();
+    for word in arguments(recipe).into_iter().flat_map(|(_, argv)| argv) {
+        let parts = placeholder::parts(word);
+        all.extend(parts.iter().filter_map(|part| match part {
+            Part::Placeholder(raw) => match placeholder::split(raw) {
+                (used, Some(language)) if used == name => Language::named(language),
+                _ => None,
+            },
+            Part::Literal(_) => None,
+        }));
     }
+    if let Some(Freeze::Session(session)) = &recipe.freeze
+        && texts(session).iter().any(|(_, text)| placeholder::names(text).any(|used| used == name))
+    {
+        all.push(session.language);
+    }
+    all
 }
 
-fn listed(names: &[&str]) -> String {
+pub(super) fn listed(names: &[&str]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 

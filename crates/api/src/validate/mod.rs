@@ -7,6 +7,7 @@
 
 mod application;
 mod document;
+pub mod explain;
 mod policy;
 mod recipe;
 mod rule;
@@ -18,6 +19,7 @@ use serde::Serialize;
 
 pub use application::application_against_template;
 pub use document::document;
+pub use explain::explain;
 pub use policy::policy;
 pub use recipe::{advice, recipe};
 pub use rule::rule;

@@ -1,23 +1,31 @@
 //! What a hook template must be: it ends what it begins, says what it prints, and waits for nothing without a bound.
 
 mod barrier;
+mod recovery;
 mod session;
 mod stages;
 #[cfg(test)]
 mod tests;
+mod traps;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Finding;
-use crate::template::placeholder::{self, BLOCKER, Part, RUN_TIME};
-use crate::template::{self, Freeze, ParameterType, Recipe};
+use crate::template::placeholder::{self, BLOCKER, RUN_TIME};
+use crate::template::{self, DataTime, Freeze, ParameterType, Recipe};
 use barrier::barrier;
+use recovery::{is_needed, recovery};
 use session::{printed, session};
 use stages::{stages, volume_roles};
+use traps::traps;
 
 /// What a prepare step may take.
 const PREPARE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// How long a state that ends by itself may last: at least two beats (docs/design/freeze.md §2.3) and the commands between
+/// them, at most the longest lease (§3).
+const RENEWED: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(10);
 
 /// Everything that keeps a template from being used. `kind` and `name` appear in the messages.
 pub fn recipe(recipe: &Recipe, kind: &str, name: &str) -> Vec<Finding> {
@@ -30,9 +38,15 @@ pub fn recipe(recipe: &Recipe, kind: &str, name: &str) -> Vec<Finding> {
     found.extend(volume_roles(recipe));
     found.extend(commands_print_nothing(recipe));
     found.extend(barrier(recipe));
+    found.extend(traps(recipe));
+    found.extend(data_time(recipe));
+    found.extend(renewal(recipe));
     found.extend(end_blocker(recipe));
+    found.extend(recovery(recipe));
     found.extend(parameters(recipe));
     found.extend(placeholders(recipe));
+    found.extend(placement(recipe));
+    found.extend(messages(recipe));
     found.extend(role(recipe));
     found.extend(not_supported_yet(recipe));
     if recipe
@@ -217,6 +231,41 @@ fn commands_print_nothing(recipe: &Recipe) -> Vec<Finding> {
     .collect()
 }
 
+/// A point that stands for prepare has one.
+fn data_time(recipe: &Recipe) -> Vec<Finding> {
+    if recipe.data_time == DataTime::Cut || recipe.prepare.is_some() {
+        return Vec::new();
+    }
+    vec![Finding::new(
+        "spec.dataTime",
+        "NothingPrepared",
+        "the point stands for what prepare made durable, and there is no prepare: write it, or remove dataTime",
+    )]
+}
+
+/// A state that ends by itself is renewed by the process that holds.
+fn renewal(recipe: &Recipe) -> Vec<Finding> {
+    const PATH: &str = "spec.freeze.commands.renew";
+    let Some(Freeze::Commands(commands)) = &recipe.freeze else { return Vec::new() };
+    let Some(renew) = &commands.renew else { return Vec::new() };
+    let mut found = Vec::new();
+    if !RENEWED.contains(&renew.lease.get()) {
+        found.push(Finding::new(
+            format!("{PATH}.lease"),
+            "LeaseOutOfRange",
+            "a state that ends by itself lasts 5s to 10s: it is renewed every 2s, and must not outlast a silent controller by more",
+        ));
+    }
+    if commands.allow_without_deadline {
+        found.push(Finding::new(
+            PATH,
+            "RenewWithoutHolder",
+            "two separate execs keep no time between them: remove allowWithoutDeadline, or renew",
+        ));
+    }
+    found
+}
+
 /// The command that ends a statement names it, and is one that does something.
 fn end_blocker(recipe: &Recipe) -> Vec<Finding> {
     let Some(probe) = recipe.stall_probe.as_ref().filter(|probe| !probe.end_blocker.is_empty()) else {
@@ -275,6 +324,15 @@ fn parameters(recipe: &Recipe) -> Vec<Finding> {
                 "a parameter of type enum lists its values under enum, others do not",
             ));
         }
+        let bounded = parameter.min.is_some() || parameter.max.is_some();
+        let empty = matches!((parameter.min, parameter.max), (Some(least), Some(most)) if least > most);
+        if bounded && parameter.type_ != ParameterType::Integer || empty {
+            found.push(Finding::new(
+                &path,
+                "IntegerRange",
+                "min and max are for a parameter of type integer, and min is not above max",
+            ));
+        }
         if let Some(message) =
             parameter.default.as_ref().and_then(|value| template::type_mismatch(parameter, value))
         {
@@ -301,7 +359,7 @@ fn placeholders(recipe: &Recipe) -> Vec<Finding> {
     for (path, argv) in template::arguments(recipe) {
         for name in argv.iter().flat_map(|argument| placeholder::names(argument)) {
             let blocker = name == BLOCKER && path == template::END_BLOCKER;
-            if parameter(name).is_none() && !blocker {
+            if parameter(name).is_none() && !blocker && !is_needed(recipe, &path, name) {
                 found.push(Finding::new(
                     &path,
                     "UnknownParameter",
@@ -315,11 +373,9 @@ fn placeholders(recipe: &Recipe) -> Vec<Finding> {
     let Some(Freeze::Session(held)) = &recipe.freeze else { return found };
     for (field, text) in template::texts(held) {
         let path = format!("spec.freeze.session.{field}");
-        let parts = placeholder::parts(text);
-        for (at, part) in parts.iter().enumerate() {
-            let Part::Placeholder(name) = part else { continue };
-            if RUN_TIME.contains(name) {
-                if *name == "i" && field != "beat" {
+        for name in placeholder::names(text) {
+            if RUN_TIME.contains(&name) {
+                if name == "i" && field != "beat" {
                     found.push(Finding::new(
                         &path,
                         "UnknownParameter",
@@ -328,27 +384,42 @@ fn placeholders(recipe: &Recipe) -> Vec<Finding> {
                 }
                 continue;
             }
-            let Some(parameter) = parameter(name) else {
+            if parameter(name).is_none() {
                 found.push(Finding::new(
                     &path,
                     "UnknownParameter",
                     format!("{{{{{name}}}}} is neither a parameter of this template nor one of n, i, lease, acquireSeconds"),
                 ));
-                continue;
-            };
-            let quoted = |part: Option<&Part<'_>>, ends: fn(&str) -> bool| matches!(part, Some(Part::Literal(text)) if ends(text));
-            let before = at.checked_sub(1).and_then(|before| parts.get(before));
-            let is_literal = matches!(parameter.type_, ParameterType::String | ParameterType::Enum);
-            if is_literal
-                && (quoted(before, |text| text.ends_with(['\'', '"', '`']))
-                    || quoted(parts.get(at + 1), |text| text.starts_with(['\'', '"', '`'])))
-            {
-                found.push(Finding::new(
-                    &path,
-                    "QuotedParameter",
-                    format!("{{{{{name}}}}} becomes a quoted literal by itself: remove the quotes around it"),
-                ));
             }
+        }
+    }
+    found
+}
+
+/// Values that would not stay values, where they are put.
+fn placement(recipe: &Recipe) -> Vec<Finding> {
+    let all = template::misplaced(recipe).into_iter();
+    all.map(|wrong| Finding::new(wrong.path, wrong.rule, wrong.why)).collect()
+}
+
+/// What a client says is known by words of its own.
+fn messages(recipe: &Recipe) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (index, message) in recipe.messages.iter().enumerate() {
+        let path = format!("spec.messages[{index}]");
+        if message.contains.trim().len() < 4 {
+            found.push(Finding::new(
+                format!("{path}.contains"),
+                "MessageTooShort",
+                "three letters stand in any text: give at least four characters of what the client says, its error's number is best",
+            ));
+        }
+        if message.says.trim().is_empty() || message.says.contains("{{") {
+            found.push(Finding::new(
+                format!("{path}.says"),
+                "MessageWithoutWords",
+                "it is shown as it is: write cause and cure in words, without parameters",
+            ));
         }
     }
     found

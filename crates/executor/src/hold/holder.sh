@@ -1,11 +1,17 @@
 # The holder: two commands as one held process (docs/design/freeze.md §2.2).
-#   holder NONCE FREEZE THAW PROBE BARRIER WORD...   the counts of words of the four commands, then the words themselves
+#   holder NONCE FREEZE THAW PROBE BARRIER [RENEW LEASE] WORD...
+# What is between `renew: begin` and `renew: end` is left out where no command renews, for the script travels in a request.
+# the counts of words of the five commands, the lease of a state that ends by itself in hundredths of a second, the words
 # stdin: `freeze n SECONDS`, `beat n i`, `thaw n`. stdout: READY, FROZEN, HELD, EVIDENCE, THAWED, THAWFAILED, EXPIRED.
 # Two shells hold. The reader (this one) takes lines and answers beats. The keeper, its child, runs the freeze, and
 # thaws when it is told to, when the reader's input ends, when the reader is gone, or at the deadline. Either goes on
 # alone. POSIX only: no `read -t`, no job control, and nothing that needs a file (a here-document does in some shells).
 n=$1 cf=$2 ct=$3 cp=$4 cb=$5
 shift 5
+# renew: begin
+cr=$1 lease=$2
+shift 2
+# renew: end
 k= p= s= idle= asked= ended= wake= late= cut=
 # Broken pipes must not end a thaw. Our own stderr is dropped, for shells report each child that they lose; 3 is the
 # real one, for the freeze command's words and for ours.
@@ -61,13 +67,16 @@ over() {
     done
 }
 
-# Becomes command $1: freeze, thaw, probe or barrier. The others are its neighbours among the words.
+# Becomes command $1: freeze, thaw, probe, barrier or renew. The others are its neighbours among the words.
 run() {
     case $1 in
     freeze) o=0 c=$cf ;;
     thaw) o=$cf c=$ct ;;
     probe) o=$((cf + ct)) c=$cp ;;
     barrier) o=$((cf + ct + cp)) c=$cb ;;
+    # renew: begin
+    renew) o=$((cf + ct + cp + cb)) c=$cr ;;
+    # renew: end
     esac
     shift
     shift "$o"
@@ -119,6 +128,29 @@ probed() {
     esac
     return 1
 }
+
+# renew: begin
+# Hundredths of a second since the machine started, in t. No program is needed, and nobody sets this clock.
+clock() {
+    read -r t i </proc/uptime
+    t=${t%.*}${t#*.}
+    t=${t#0}
+}
+# Renews a state that ends by itself, and fails when it may have ended before: from before the last renewal (or the
+# freeze) until after this one it must be less than the lease. Once it may have ended nothing is held any more.
+renewed() {
+    clock
+    f=$t
+    bounded 5 renew "$@" || return 1
+    clock
+    [ $((t - since)) -lt "$lease" ] || {
+        tell lapsed=$((t - since))
+        late=1
+        return 1
+    }
+    since=$f
+}
+# renew: end
 
 # What is frozen before we froze it is not ours: it is neither frozen nor thawed.
 foreign() {
@@ -247,6 +279,9 @@ release() {
 }
 
 command -v sleep >/dev/null || fail "no program sleep, so no deadline"
+# renew: begin
+[ -r /proc/uptime ] || fail "no /proc/uptime, so no lease"
+# renew: end
 host=
 read -r host </proc/sys/kernel/hostname || host=$(hostname)
 who="pid=$$ host=${host:-unknown}"
@@ -271,6 +306,10 @@ while :; do
         [ -z "$k" ] || continue
         foreign "$@"
         kill "$idle"
+        # renew: begin
+        clock
+        since=$t
+        # renew: end
         keep "$arg" "$@" </dev/null &
         k=$!
         ;;
@@ -279,6 +318,9 @@ while :; do
         if [ -n "$k" ]; then
             ! gone "$k" || release USR2 "$@"
             [ "$cp" -eq 0 ] || probed "$@" || continue
+            # renew: begin
+            renewed "$@" || continue
+            # renew: end
         fi
         [ -n "$late" ] || say "HELD $n $arg $who"
         ;;

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::{HoldLine, HoldTexts, Nonce, Parsed};
+use crate::client_words::{Said, explain};
 use crate::exec::{Exec, ExecTarget, Outcome, Unknown, run_once};
 use crate::resolve::RunHold;
 use crate::run::{Abort, BlockerId, Reason, Stall};
@@ -68,7 +69,7 @@ pub async fn stall(exec: &dyn Exec, held: &RunHold) -> Stall {
                 Outcome::Failed(_) => "the stall probe could not be run".to_owned(),
                 Outcome::Unknown(_) => format!("the stall probe did not answer within {STALL_WITHIN:?}"),
             };
-            Stall::Unknown { why: session::explain(&held.place(), &how, &done.stderr).message }
+            Stall::Unknown { why: explain(&held.place(), &how, Said::by(&done, &held.messages)).message }
         }
         Err(error) => Stall::Unknown { why: session::refused(&target, &error).message },
     }
@@ -112,7 +113,7 @@ pub async fn end_blocker(exec: &dyn Exec, held: &RunHold, id: &BlockerId) -> Res
                 Outcome::Failed(_) => "it could not be run".to_owned(),
                 Outcome::Unknown(_) => format!("it did not answer within {END_WITHIN:?}"),
             };
-            Err(session::explain(&held.place(), &how, &done.stderr).message)
+            Err(explain(&held.place(), &how, Said::by(&done, &held.messages)).message)
         }
         Err(error) => Err(session::refused(&target, &error).message),
     }

@@ -13,7 +13,7 @@ use kube::{Api, ResourceExt};
 use stillpoint_api::backup::{Backup, BackupStatus, JournalEntry, LEFT_QUIESCED};
 use stillpoint_api::conditions;
 use stillpoint_api::evidence::{HoldEvidence, HoldKind};
-use stillpoint_api::template::{Freeze, Recipe};
+use stillpoint_api::template::{Freeze, Recipe, Recover};
 use tokio::sync::Mutex;
 use tracing::{error, info};
 
@@ -53,6 +53,11 @@ pub enum Undo {
         /// Succeeds while it is frozen.
         probe: Vec<String>,
     },
+    /// The template says how, with a value that the journal does not have.
+    NotKnown {
+        /// Which.
+        why: String,
+    },
     /// The template says how.
     Command {
         /// Succeeds while it is frozen; empty: nothing can be asked.
@@ -74,8 +79,10 @@ pub fn undo(hold: &HoldEvidence, kind: HoldKind, recipe: Option<&Recipe>) -> Und
         HoldKind::Commands | HoldKind::Direct | HoldKind::None => false,
     };
     if let Some(recover) = recipe.and_then(|recipe| recipe.recover.as_ref()) {
-        let (probe, command) = (recover.probe.clone(), recover.command.clone());
-        return Undo::Command { probe, command, after_lease: session };
+        return match recover.filled(&hold.facts) {
+            Ok(Recover { probe, command, .. }) => Undo::Command { probe, command, after_lease: session },
+            Err(why) => Undo::NotKnown { why },
+        };
     }
     let stall = recipe.and_then(|recipe| recipe.stall_probe.as_ref()).filter(|_| hold.frozen.is_none());
     match stall {
@@ -202,7 +209,10 @@ impl Quiesce<'_> {
                         let needs_lease = match &undo {
                             Undo::EndsWithLease | Undo::AskStuck { .. } => true,
                             Undo::Command { after_lease, .. } => *after_lease,
-                            Undo::LeaveForeign | Undo::EndsWithHolder | Undo::AskOnly { .. } => false,
+                            Undo::LeaveForeign
+                            | Undo::EndsWithHolder
+                            | Undo::AskOnly { .. }
+                            | Undo::NotKnown { .. } => false,
                         };
                         if needs_lease && !waited {
                             waited = true;
@@ -283,6 +293,7 @@ impl Quiesce<'_> {
                 Answer::Yes => Try::NotYet("its probe says that it is still frozen".to_owned()),
                 Answer::Unknown(why) => Try::NotYet(format!("its probe gave no answer ({why})")),
             },
+            Undo::NotKnown { why } => Try::NotYet(why.clone()),
             Undo::Command { probe, command, .. } => self.recover(hold, probe, command).await,
         }
     }
@@ -413,6 +424,22 @@ mod tests {
             undo(&hold, HoldKind::Session, Some(&with)),
             Undo::Command { probe, command, after_lease: true }
         );
+    }
+
+    #[test]
+    fn a_recovery_gets_the_old_value_from_the_journal_and_is_not_run_without_it() {
+        let with = recipe(serde_json::json!({
+            "recover": {"command": ["set", "{{old}}"], "probe": ["is", "{{old}}"], "needs": ["old"]}
+        }));
+        let told =
+            HoldEvidence { facts: [("old".to_owned(), "90".to_owned())].into(), ..HoldEvidence::default() };
+        let words = |name: &str| vec![name.to_owned(), "90".to_owned()];
+        assert_eq!(
+            undo(&told, HoldKind::Session, Some(&with)),
+            Undo::Command { probe: words("is"), command: words("set"), after_lease: true }
+        );
+        let untold = undo(&HoldEvidence::default(), HoldKind::Session, Some(&with));
+        assert!(matches!(untold, Undo::NotKnown { why } if why.contains("old")));
     }
 
     #[test]

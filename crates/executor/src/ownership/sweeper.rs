@@ -1,4 +1,4 @@
-//! Removes what is left of runs that are gone: snapshots, workload locks, kept templates, Leases of dead replicas
+//! Removes what is left of runs that are gone: snapshots, contents whose snapshot went before them, workload locks, kept templates, Leases of dead replicas
 //! (docs/design/freeze.md §5).
 //!
 //! Guarantees: nothing that a run still needs is removed, and nothing while a freeze of this process may be under way;
@@ -24,6 +24,8 @@ use super::templates_kept::{KEPT_LABEL, KEPT_TEMPLATE, kept_digest};
 use super::workload::{Lock, Locks, RunOfLock, left_over};
 use crate::cleanup::{self, LOOK_AT_MOST, Scope};
 use crate::context::{Context, RequestError, bounded};
+use crate::cut_watch::Unnamed;
+use crate::snapshot_name;
 
 /// Objects per request: a page of Backups with all their evidence is a few megabytes at most.
 const PAGE: u32 = 100;
@@ -176,9 +178,15 @@ impl Sweeper {
             held.entry(lock.holder.backup_uid.clone()).or_insert_with(Vec::new).push(lock);
         }
         let kept = self.kept_templates().await?;
-        if !(snapshots.is_empty() && groups.is_empty() && held.is_empty() && kept.is_empty()) {
-            let wanted = snapshots.keys().chain(groups.keys()).chain(held.keys()).cloned().collect();
+        let unnamed = self.context.contents.singles().unnamed();
+        let nothing = snapshots.is_empty() && groups.is_empty() && held.is_empty() && kept.is_empty();
+        if !(nothing && unnamed.is_empty()) {
+            let wanted = Wanted {
+                uids: snapshots.keys().chain(groups.keys()).chain(held.keys()).cloned().collect(),
+                attempts: unnamed.iter().filter_map(attempt_of).collect(),
+            };
             let seen = self.backups(&wanted).await?;
+            self.sweep_unnamed(&unnamed, &seen).await?;
             self.sweep_snapshots(&snapshots, &groups, &seen.runs).await?;
             self.sweep_locks(&locks, &held, &seen.runs).await?;
             self.sweep_templates(&kept, &seen).await?;
@@ -204,7 +212,7 @@ impl Sweeper {
         metadata::<ControllerRevision>(&self.context, &format!("{KEPT_LABEL}={KEPT_TEMPLATE}")).await
     }
 
-    async fn backups(&self, wanted: &BTreeSet<String>) -> Result<SeenBackups, RequestError> {
+    async fn backups(&self, wanted: &Wanted) -> Result<SeenBackups, RequestError> {
         let api: Api<Backup> = Api::all(self.context.client.clone());
         let mut seen = SeenBackups::default();
         let mut params = ListParams::default().limit(PAGE);
@@ -261,6 +269,34 @@ impl Sweeper {
                         "removing a left-over snapshot"
                     );
                     cleanup::remove_one(&self.context, &one.namespace, &one.name, &one.attempt).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Contents whose snapshot is gone, where the journal of a Backup proves that the snapshot was ours.
+    async fn sweep_unnamed(&self, unnamed: &[Unnamed], seen: &SeenBackups) -> Result<(), RequestError> {
+        for one in unnamed {
+            let Some((attempt, run)) = attempt_of(one).and_then(|of| seen.attempts.get(&of)) else {
+                continue;
+            };
+            let snapshot = Ours {
+                namespace: one.namespace.clone(),
+                name: one.snapshot.clone(),
+                attempt: attempt.clone(),
+                ..Ours::default()
+            };
+            if let Some(why) = stray(&snapshot, Some(run)) {
+                self.context.ownership.windows_closed().await;
+                if cleanup::remove_unnamed(&self.context, one).await? {
+                    info!(
+                        namespace = one.namespace,
+                        snapshot = one.snapshot,
+                        content = one.content,
+                        ?why,
+                        "removing a content whose snapshot is gone"
+                    );
                 }
             }
         }
@@ -334,11 +370,29 @@ impl Sweeper {
     }
 }
 
+/// Namespace of an attempt, and the part of its nonce that is in names.
+type AttemptPart = (String, String);
+
+fn attempt_of(one: &Unnamed) -> Option<AttemptPart> {
+    Some((one.namespace.clone(), snapshot_name::nonce_part(&one.snapshot)?.to_owned()))
+}
+
+/// Which runs are asked for.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// By the UIDs of their Backups.
+    uids: BTreeSet<String>,
+    /// By their attempts.
+    attempts: BTreeSet<AttemptPart>,
+}
+
 /// What the Backups say, as little as is needed of each.
 #[derive(Debug, Default)]
 struct SeenBackups {
     /// Runs whose snapshots or locks were found, by UID.
     runs: BTreeMap<String, RunFacts>,
+    /// Attempts that were asked for: the whole nonce, and the run.
+    attempts: BTreeMap<AttemptPart, (String, RunFacts)>,
     /// Templates that a Backup refers to: namespace and digest.
     digests: BTreeSet<(String, String)>,
     /// Namespaces with a run that is not over: it may rely on a copy that its status does not name yet.
@@ -346,10 +400,16 @@ struct SeenBackups {
 }
 
 impl SeenBackups {
-    fn take(&mut self, backup: &Backup, wanted: &BTreeSet<String>) {
+    fn take(&mut self, backup: &Backup, wanted: &Wanted) {
         let (namespace, uid) = (backup.namespace().unwrap_or_default(), backup.uid().unwrap_or_default());
-        if wanted.contains(&uid) {
+        if wanted.uids.contains(&uid) {
             self.runs.insert(uid, run_facts(backup));
+        }
+        for of in wanted.attempts.iter().filter(|(space, _)| *space == namespace) {
+            let mut journal = backup.status.iter().flat_map(|status| &status.journal);
+            if let Some(entry) = journal.find(|entry| snapshot_name::is_part_of(&of.1, &entry.nonce)) {
+                self.attempts.insert(of.clone(), (entry.nonce.clone(), run_facts(backup)));
+            }
         }
         let resolved = backup.status.iter().flat_map(|status| &status.resolved);
         for application in resolved.flat_map(|resolved| &resolved.applications) {

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use stillpoint_api::backup::Backup;
-use stillpoint_api::template::Recipe;
+use stillpoint_api::template::{ClientMessage, Recipe};
 
 use super::Refusal;
 use super::choose::{PodRule, Roles};
@@ -17,6 +17,7 @@ use super::decide::{admit, recipe_of};
 use super::observe::Observed;
 use super::pods::is_live;
 use super::stages::VolumePaths;
+use crate::client_words::{Said, explain};
 use crate::context::Context;
 use crate::exec::{ExecTarget, Outcome, run_once};
 use crate::session;
@@ -59,7 +60,7 @@ pub async fn roles(
         let answer = match rule.container.running(application, pod) {
             Ok(container) => {
                 let target = target(context, namespace, pod, &container.name, role.command.clone());
-                printed(context, application, &target, "its role")
+                printed(context, application, &target, "its role", &rule.messages)
                     .await
                     .and_then(|said| one_word(&target, &said))
             }
@@ -91,7 +92,7 @@ async fn volume_paths(
             Ok(container) => {
                 let target = target(context, namespace, &pod, &container, argv);
                 let what = format!("where its {role} lies");
-                printed(context, application, &target, &what)
+                printed(context, application, &target, &what, &rule.messages)
                     .await
                     .and_then(|said| absolute_paths(&target, &role, &said))
             }
@@ -138,6 +139,7 @@ async fn printed(
     application: &str,
     target: &ExecTarget,
     what: &str,
+    messages: &[ClientMessage],
 ) -> Result<String, Refusal> {
     let place = format!("application {application}: {}/{}", target.pod, target.container);
     let refused = |why: crate::run::Abort| Refusal {
@@ -153,7 +155,7 @@ async fn printed(
         (_, Some(error)) => Err(refused(session::refused(target, &error))),
         (outcome, None) => {
             let how = format!("the command that tells {what} failed ({outcome:?})");
-            let mut why = session::explain(&place, &how, &done.stderr);
+            let mut why = explain(&place, &how, Said::by(&done, messages));
             why.message.push_str("; try it by hand in the container");
             Err(Refusal { reason: why.reason.as_str(), may_pass: true, message: why.message })
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 use stillpoint_api::policy::{Application, PodChoice};
-use stillpoint_api::template::{Recipe, RoleRule, Target};
+use stillpoint_api::template::{ClientMessage, Recipe, RoleRule, Target};
 
 use super::Refusal;
 use super::pods::{container_runs, is_live, selector_text};
@@ -42,6 +42,8 @@ pub struct PodRule {
     pub role: Option<RoleRule>,
     /// Container that is asked and held.
     pub container: ContainerRule,
+    /// What the words of a client that could not answer mean.
+    pub messages: Vec<ClientMessage>,
 }
 
 /// Which container of a pod is meant.
@@ -68,6 +70,7 @@ impl PodRule {
                 asked: application.container.clone(),
                 of_template: target.and_then(|target| target.container.clone()),
             },
+            messages: recipe.messages.clone(),
         }
     }
 

@@ -251,6 +251,17 @@ pub fn admit(backup: &Backup, observed: &Observed) -> Result<(), Refusal> {
 pub fn recipe_of(application: &ObservedApplication) -> Result<(TemplateRef, Recipe), Refusal> {
     let name = &application.spec.name;
     let (reference, recipe) = application.template.clone()?;
+    // Before, because placeholders are judged where they stand; and after, because a parameter may be a command.
+    let sound = |recipe: &Recipe| match stillpoint_api::validate::recipe(recipe, "template", &reference.name)
+        .first()
+    {
+        Some(first) => Err(Refusal::stands(
+            "TemplateInvalid",
+            format!("template {}: {}: {}", reference.name, first.path, first.message),
+        )),
+        None => Ok(()),
+    };
+    sound(&recipe)?;
     let recipe = substitute(&recipe, &application.spec.parameters).map_err(|found| {
         let first = found.first().map(|finding| finding.message.clone()).unwrap_or_default();
         Refusal::stands(
@@ -258,12 +269,7 @@ pub fn recipe_of(application: &ObservedApplication) -> Result<(TemplateRef, Reci
             format!("application {name}: template {}: {first}", reference.name),
         )
     })?;
-    if let Some(first) = stillpoint_api::validate::recipe(&recipe, "template", &reference.name).first() {
-        return Err(Refusal::stands(
-            "TemplateInvalid",
-            format!("template {}: {}: {}", reference.name, first.path, first.message),
-        ));
-    }
+    sound(&recipe)?;
     Ok((reference, recipe))
 }
 
@@ -355,6 +361,7 @@ impl Picked<'_> {
                     application: self.name().to_owned(),
                     target: self.target(held, prepare.command.clone(), false),
                     timeout: prepare.timeout.map_or(PREPARE_TIMEOUT, |timeout| timeout.get()),
+                    messages: self.recipe.messages.clone(),
                 });
             }
             if hold != HoldKind::None {
@@ -491,12 +498,18 @@ impl Picked<'_> {
                 end_blocker: may_end && !end_blocker.is_empty(),
                 local: how.local,
                 data_paths: self.recipe.data_paths.clone(),
+                recovery_needs: self
+                    .recipe
+                    .recover
+                    .as_ref()
+                    .map_or_else(Vec::new, |recover| recover.needs.clone()),
                 foreign_mounts: foreign_mounts(held.container, &mount_paths),
                 mount_paths,
             },
             target: self.target(held, how.argv, true),
             texts: how.texts,
             stall_probe,
+            messages: self.recipe.messages.clone(),
             end_blocker,
             nonce: nonce.clone(),
             facts: self.recipe.evidence.len(),

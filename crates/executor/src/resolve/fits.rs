@@ -51,8 +51,9 @@ impl Picked<'_> {
             "SeveralVolumes",
             format!(
                 "application {name}: pod {pod} has {} volumes ({}) and the template is proven for one: {why}; cut them as one \
-                 group on a driver whose groups are write-ordered (snapshot.group), use a template with stages (PostgreSQL \
-                 has one), or exclude those that the server does not write (volumes.exclude)",
+                 group on a driver whose groups are write-ordered (snapshot.group), use a template for several volumes \
+                 (mysql-flushed writes every page before the cut, postgresql-staged cuts in order), or exclude those that the \
+                 server does not write (volumes.exclude)",
                 several.len(),
                 several.join(", ")
             ),

@@ -18,6 +18,7 @@ use stillpoint_api::policy::GroupChoice;
 
 use super::Refusal;
 use crate::run::{CutId, CutPlan, MemberId, Plan};
+use crate::snapshot_name;
 
 /// A sequential group is no better than its volumes one by one, but it is one request. With upstream's client rate two
 /// snapshots fit into the burst and every further one waits for more than a second (docs/design/freeze.md §9), so from
@@ -238,9 +239,7 @@ fn replace(
     for (index, (members, class)) in chosen.into_iter().enumerate() {
         let Some(first) = members.first() else { continue };
         let stage = stage_of(plan, *first);
-        let short: String = options.nonce.chars().take(10).collect();
-        let backup: String = options.backup.chars().take(200).collect();
-        let name = format!("{backup}-{short}-g{index}");
+        let name = snapshot_name::of_group(options.backup, options.nonce, index);
         let late =
             |id: &MemberId| member(plan, *id).is_some_and(|one| one.storage.signal == CutSignal::Ready);
         let signal = if members.iter().any(late) { CutSignal::Ready } else { CutSignal::Handle };

@@ -9,6 +9,7 @@ use stillpoint_api::snapshot::{DEFAULT_CLASS_ANNOTATION, VolumeSnapshotClass};
 use super::decide::{HeldPod, One, Picked};
 use super::shared::Owners;
 use super::{Refusal, SNAPSHOT_IN_FLIGHT};
+use crate::snapshot_name;
 use crate::verdict::lies_on;
 
 /// A claim that will be cut.
@@ -135,8 +136,7 @@ impl One<'_> {
             .and_then(|capacity| capacity.get("storage"))
             .map(|quantity| quantity.0.clone())
             .unwrap_or_default();
-        let index = self.given.nonce.as_str().chars().take(10).collect::<String>();
-        let name: String = self.given.backup.name_any().chars().take(200).collect();
+        let nonce = self.given.nonce.as_str();
         Ok(Planned {
             member: MemberEvidence {
                 application: self.name().to_owned(),
@@ -151,7 +151,7 @@ impl One<'_> {
                 access_modes: spec.and_then(|spec| spec.access_modes.clone()).unwrap_or_default(),
                 storage,
                 // Never reused: it carries the attempt's nonce (docs/design/freeze.md §1).
-                volume_snapshot: format!("{name}-{index}-{:08x}", short_hash(claim_name)),
+                volume_snapshot: snapshot_name::of_claim(&self.given.backup.name_any(), nonce, claim_name),
                 ..MemberEvidence::default()
             },
             class,
@@ -209,10 +209,4 @@ impl One<'_> {
             )
         })
     }
-}
-
-/// Tells the members of one attempt apart in a bounded name.
-fn short_hash(text: &str) -> u32 {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(text.as_bytes()).iter().take(4).fold(0, |hash, byte| (hash << 8) | u32::from(*byte))
 }

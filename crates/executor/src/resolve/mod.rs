@@ -10,6 +10,7 @@ mod fits;
 pub mod groups;
 mod limits;
 mod members;
+mod nonces;
 pub mod observe;
 pub mod pods;
 pub mod preflight;
@@ -17,16 +18,19 @@ mod refusal;
 mod shared;
 pub mod stages;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod window;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use stillpoint_api::evidence::Resolved;
 use stillpoint_api::policy::{Application, RunBounds};
-use stillpoint_api::template::Recipe;
+use stillpoint_api::template::{ClientMessage, Recipe};
 
 pub use limits::MAX_HOLDS;
+pub use nonces::Nonces;
 pub use refusal::{Refusal, SNAPSHOT_IN_FLIGHT};
 
 use crate::exec::ExecTarget;
@@ -68,6 +72,18 @@ pub struct Resolution {
     pub recipes: Vec<Recipe>,
 }
 
+impl Resolution {
+    /// Notes since when prepare covers an application, once every prepare succeeded. The beginning counts and not the end:
+    /// what was acknowledged while it ran may not be part of what it flushed.
+    pub fn prepared(&self, resolved: &mut Resolved, began: Option<Timestamp>) {
+        for application in &mut resolved.applications {
+            if self.prepares.iter().any(|prepare| prepare.application == application.name) {
+                application.prepared_at = began.map(MicroTime);
+            }
+        }
+    }
+}
+
 /// What is read again after the thaw, to be compared with what was resolved (docs/design/freeze.md §4.4).
 #[derive(Clone, Debug)]
 pub struct LookAgain {
@@ -88,6 +104,8 @@ pub struct RunPrepare {
     pub target: ExecTarget,
     /// Longest time it may take.
     pub timeout: Duration,
+    /// What its client's words mean.
+    pub messages: Vec<ClientMessage>,
 }
 
 /// A session that will be held.
@@ -101,6 +119,8 @@ pub struct RunHold {
     pub texts: HoldTexts,
     /// Argv of the template's stall probe; empty: it has none.
     pub stall_probe: Vec<String>,
+    /// What its client's words mean.
+    pub messages: Vec<ClientMessage>,
     /// Argv that ends the statement `{{blocker}}`; empty: the template has none.
     pub end_blocker: Vec<String>,
     /// Only lines with it count.

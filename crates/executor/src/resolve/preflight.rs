@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::{Refusal, Resolution};
 use crate::api_clock;
-use crate::context::Context;
+use crate::context::{Context, RequestError};
 use crate::group_labels;
 use crate::run::{ApiClockReading, CutId};
 use crate::snapshot_request::SnapshotRequest;
@@ -91,22 +91,32 @@ async fn label_groups(context: &Context, resolution: &Resolution) -> Result<(), 
 }
 
 async fn rehearse(context: &Context, resolution: &Resolution, nonce: &str) -> Result<(), Refusal> {
+    let refused = rehearse_all(context, resolution, nonce).await;
+    refused.first().map_or(Ok(()), |error| Err(refusal_of(error)))
+}
+
+/// Sends every snapshot request with `dryRun=All`, all at once; why each that was refused was refused.
+pub(crate) async fn rehearse_all(
+    context: &Context,
+    resolution: &Resolution,
+    nonce: &str,
+) -> Vec<RequestError> {
     let rehearsal = PostParams { dry_run: true, ..PostParams::default() };
     let cuts = (0..resolution.plan.cuts.len()).map(CutId);
     let requests = cuts.filter_map(|cut| SnapshotRequest::of(resolution, cut, nonce)).map(|request| {
         let rehearsal = rehearsal.clone();
         async move { request.post(&context.client, &resolution.namespace, "rehearse", &rehearsal).await }
     });
-    for answer in join_all(requests).await {
-        if let Err(error) = answer {
-            return Err(if error.is_not_found() {
-                Refusal::stands("SnapshotApiMissing", error.to_string())
-            } else if error.code().is_some_and(|code| (400..500).contains(&code)) {
-                Refusal::stands("SnapshotRefused", format!("{error}; nothing was frozen"))
-            } else {
-                Refusal::request(&error)
-            });
-        }
+    join_all(requests).await.into_iter().filter_map(Result::err).collect()
+}
+
+/// What a refused rehearsal means for the run.
+pub(crate) fn refusal_of(error: &RequestError) -> Refusal {
+    if error.is_not_found() {
+        Refusal::stands("SnapshotApiMissing", error.to_string())
+    } else if error.code().is_some_and(|code| (400..500).contains(&code)) {
+        Refusal::stands("SnapshotRefused", format!("{error}; nothing was frozen"))
+    } else {
+        Refusal::request(error)
     }
-    Ok(())
 }

@@ -27,31 +27,31 @@ use crate::hold::Nonce;
 use crate::storage::{StorageTable, TrustEntry, TrustFile};
 
 /// A cluster in which a run can begin, to be bent by a test.
-struct World {
-    backup: Value,
-    policy: Value,
-    recipe: Value,
-    pods: Vec<Value>,
+pub(crate) struct World {
+    pub(crate) backup: Value,
+    pub(crate) policy: Value,
+    pub(crate) recipe: Value,
+    pub(crate) pods: Vec<Value>,
     /// Backups of the namespace.
-    backups: Vec<Value>,
+    pub(crate) backups: Vec<Value>,
     /// Other pods of the namespace.
-    others: Vec<Value>,
+    pub(crate) others: Vec<Value>,
     /// What the role command printed in each pod, by name.
-    roles: BTreeMap<&'static str, &'static str>,
+    pub(crate) roles: BTreeMap<&'static str, &'static str>,
     /// What the commands of volume roles printed, by pod and role.
-    paths: BTreeMap<(&'static str, &'static str), Vec<&'static str>>,
-    claim: Value,
-    volume: Value,
-    classes: Vec<Value>,
-    opted_in: bool,
-    snapshot_api: bool,
-    trusted: bool,
-    in_flight: bool,
+    pub(crate) paths: BTreeMap<(&'static str, &'static str), Vec<&'static str>>,
+    pub(crate) claim: Value,
+    pub(crate) volume: Value,
+    pub(crate) classes: Vec<Value>,
+    pub(crate) opted_in: bool,
+    pub(crate) snapshot_api: bool,
+    pub(crate) trusted: bool,
+    pub(crate) in_flight: bool,
     /// Rules that hold for the namespace.
-    rules: Vec<ProtectionRule>,
+    pub(crate) rules: Vec<ProtectionRule>,
 }
 
-fn pod(name: &str) -> Value {
+pub(crate) fn pod(name: &str) -> Value {
     json!({
         "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": {"app": "db"}},
         "spec": {
@@ -75,7 +75,7 @@ fn pod(name: &str) -> Value {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             backup: json!({
                 "apiVersion": "stillpoint.dev/v1alpha1", "kind": "Backup",
@@ -131,6 +131,11 @@ impl World {
     }
 
     fn decide(&self) -> Result<Resolution, Refusal> {
+        self.with(decide)
+    }
+
+    /// What was read, and what else a decision needs.
+    pub(crate) fn with<T>(&self, decide: impl FnOnce(&Given<'_>, &Observed) -> T) -> T {
         let backup: Backup = serde_json::from_value(self.backup.clone()).unwrap();
         let policy: Option<BackupPolicy> = serde_json::from_value(self.policy.clone()).unwrap();
         let recipe: Recipe = serde_json::from_value(self.recipe.clone()).unwrap();

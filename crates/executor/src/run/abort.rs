@@ -17,6 +17,12 @@ pub enum Reason {
     PathNotCovered,
     /// The server refused the client's credentials.
     AuthenticationFailed,
+    /// The server accepted the user, which lacks a right that the template needs.
+    PrivilegeMissing,
+    /// The server is not one that the template is for.
+    NotSupported,
+    /// The server has no room for us now, or something else holds what is needed.
+    ServerBusy,
     /// The client's program is not in the container.
     ClientMissing,
     /// The hooks account may not exec.
@@ -65,6 +71,9 @@ impl Reason {
             Self::HoldNotLocal => "HoldNotLocal",
             Self::PathNotCovered => "PathNotCovered",
             Self::AuthenticationFailed => "AuthenticationFailed",
+            Self::PrivilegeMissing => "PrivilegeMissing",
+            Self::NotSupported => "NotSupported",
+            Self::ServerBusy => "ServerBusy",
             Self::ClientMissing => "ClientMissing",
             Self::ExecForbidden => "ExecForbidden",
             Self::CanaryPrinted => "CanaryPrinted",
@@ -91,6 +100,7 @@ impl Reason {
         match self {
             Self::PrepareFailed
             | Self::HoldNotReady
+            | Self::ServerBusy
             | Self::ForeignFreeze
             | Self::LockNotAcquired
             | Self::StageFailed
@@ -108,6 +118,8 @@ impl Reason {
             | Self::HoldNotLocal
             | Self::PathNotCovered
             | Self::AuthenticationFailed
+            | Self::PrivilegeMissing
+            | Self::NotSupported
             | Self::ClientMissing
             | Self::ExecForbidden
             | Self::CanaryPrinted

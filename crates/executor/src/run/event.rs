@@ -2,6 +2,7 @@
 
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::HoldAnswer;
+use stillpoint_api::template::recovery::is_plain;
 
 use super::abort::Abort;
 use super::plan::{ApplicationId, CutId, HoldId};
@@ -203,9 +204,6 @@ pub enum Stall {
     },
 }
 
-/// Longest ID of a statement.
-const MAX_BLOCKER_ID: usize = 64;
-
 /// The ID of a statement, as a stall probe printed it: fit to become part of an argument of a command.
 ///
 /// Letters, digits and `_.:-`, at most 64, and it begins with a letter or digit: it can be no option, no second word and no
@@ -216,11 +214,7 @@ pub struct BlockerId(String);
 impl BlockerId {
     /// An ID; `None` where the text is none.
     pub fn parse(text: &str) -> Option<Self> {
-        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ':' | '-');
-        let sound = text.len() <= MAX_BLOCKER_ID
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text.chars().all(known);
-        sound.then(|| Self(text.to_owned()))
+        is_plain(text).then(|| Self(text.to_owned()))
     }
 
     /// As printed.

@@ -121,6 +121,8 @@ pub struct Run {
     fence: Mono,
     t0: Option<Now>,
     acquired: Option<Mono>,
+    /// When every prepare was begun.
+    prepare_began: Option<Timestamp>,
 }
 
 impl Run {
@@ -135,6 +137,7 @@ impl Run {
             state: State::New,
             t0: None,
             acquired: None,
+            prepare_began: None,
         }
     }
 

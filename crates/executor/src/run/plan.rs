@@ -134,6 +134,8 @@ pub struct HoldPlan {
     pub local: Option<LocalRule>,
     /// Facts whose values are paths that must lie on a member.
     pub data_paths: Vec<String>,
+    /// Facts that its recovery needs: told by READY, and so in the journal before the freeze.
+    pub recovery_needs: Vec<String>,
     /// Where this container mounts members.
     pub mount_paths: Vec<String>,
     /// Where it mounts something else below these.

@@ -1,5 +1,6 @@
 //! What an attempt leaves behind: its evidence, with every time as an offset from t0.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::{HoldAnswer, HoldEvidence, MemberEvidence, Offset, Window};
@@ -15,6 +16,8 @@ pub struct Record {
     pub members: Vec<MemberEvidence>,
     /// The window; absent where nothing was frozen or cut.
     pub window: Option<Window>,
+    /// When every prepare was begun: what was acknowledged before is covered by it (docs/design/freeze.md §4.9).
+    pub prepare_began: Option<Timestamp>,
 }
 
 impl Run {
@@ -70,7 +73,7 @@ impl Run {
                 }
             })
             .collect();
-        Record { holds, members, window: self.window() }
+        Record { holds, members, window: self.window(), prepare_began: self.prepare_began }
     }
 
     fn window(&self) -> Option<Window> {

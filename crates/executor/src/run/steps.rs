@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use stillpoint_api::clock::Mono;
 use stillpoint_api::evidence::HoldAnswer;
+use stillpoint_api::template::recovery;
 
 use super::hold::{BARRIER, BEAT_EVERY, FOREIGN_FREEZE, FREEZE_FAILED, HeldStage, HoldPhase, LATE};
 use super::release::{release, release_next};
@@ -63,6 +64,7 @@ fn start(run: &mut Run, now: Now, out: &mut Vec<Effect>) {
         return;
     }
     let before = out.len();
+    run.prepare_began = Some(now.wall);
     out.extend(run.plan.prepares.iter().copied().map(Effect::RunPrepare));
     let tried = run.plan.holds.iter().enumerate().filter(|(_, hold)| hold.canary);
     out.extend(tried.map(|(index, _)| Effect::CheckCanary(HoldId(index))));
@@ -112,7 +114,15 @@ fn said(run: &mut Run, id: HoldId, word: Word, now: Now, out: &mut Vec<Effect>) 
             let foreign = key == FOREIGN_FREEZE && value != "0" && hold.frozen.is_none();
             let failed = (key == FREEZE_FAILED && hold.phase == HoldPhase::Freezing).then(|| {
                 let what = "the freeze command failed with code";
-                Abort::new(Reason::LockNotAcquired, format!("{}: {what} {value}; it is thawed", hold.place()))
+                // POSIX, "Exit Status for Commands": there is no such program, or it cannot be run.
+                let (reason, cure) = match value.as_str() {
+                    "126" | "127" => (
+                        Reason::ClientMissing,
+                        ": the container has no such program, or cannot run it; correct freeze.commands.freeze, or choose the container",
+                    ),
+                    _ => (Reason::LockNotAcquired, ""),
+                };
+                Abort::new(reason, format!("{}: {what} {value}{cure}; it is thawed", hold.place()))
             });
             hold.acquisition_failed |= failed.is_some();
             hold.keep_fact(key, value);
@@ -178,6 +188,17 @@ fn ready(run: &mut Run, id: HoldId, answer: HoldAnswer, now: Now, out: &mut Vec<
                 Abort::new(Reason::PathNotCovered, what)
             })
         });
+    // The journal entry that comes next is the last chance to keep it.
+    let gap = gap.or_else(|| {
+        recovery::gap(&hold.plan.recovery_needs, &hold.facts).map(|why| {
+            let what = format!(
+                "{}: {why}; nothing was frozen: correct the open text of the template (recover.needs), or the account's rights \
+                 to read it",
+                hold.place()
+            );
+            Abort::new(Reason::HoldNotReady, what)
+        })
+    });
     hold.ready = Some((now.mono, answer));
     hold.phase = HoldPhase::Ready;
     if let Some(why) = gap {

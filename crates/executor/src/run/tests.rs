@@ -36,6 +36,7 @@ fn hold(index: usize, locks: bool) -> HoldPlan {
         canary: false,
         stall_probe: false,
         end_blocker: false,
+        recovery_needs: Vec::new(),
         local: Some(LocalRule { key: "host".into(), equals: LocalValue::PodHostname }),
         data_paths: vec!["datadir".into()],
         mount_paths: vec!["/data".into()],
@@ -157,6 +158,36 @@ fn is_post(effect: &Effect) -> bool {
 
 fn is_freeze(effect: &Effect) -> bool {
     matches!(effect, Effect::SendFreeze { .. })
+}
+
+#[test]
+fn nothing_is_frozen_before_the_journal_has_what_the_recovery_needs() {
+    let needing = || {
+        let mut held = hold(0, true);
+        held.recovery_needs = vec!["old_pct".into()];
+        World::new(plan(vec![held], 1))
+    };
+    let told = |value: &str| Word::Evidence { key: "old_pct".into(), value: value.into() };
+
+    let mut world = needing();
+    world.say(0, told("90.000000"));
+    let effects = world.say(0, Word::Ready(answer(0)));
+    assert!(effects.contains(&Effect::WriteJournal(Entry::Freezing)), "{effects:?}");
+    let kept = world.run.evidence().holds.remove(0).facts;
+    assert_eq!(kept.get("old_pct").map(String::as_str), Some("90.000000"), "the entry has it");
+
+    for words in [None, Some("1; DROP TABLE t"), Some("")] {
+        let mut world = needing();
+        if let Some(value) = words {
+            world.say(0, told(value));
+        }
+        let effects = world.say(0, Word::Ready(answer(0)));
+        assert!(!effects.contains(&Effect::WriteJournal(Entry::Freezing)), "{words:?}: {effects:?}");
+        let frozen = world.sent.iter().any(|effect| matches!(effect, Effect::SendFreeze { .. }));
+        assert!(!frozen, "{words:?}");
+        let why = world.run.evidence().holds.remove(0);
+        assert!(why.freeze_sent.is_none());
+    }
 }
 
 #[test]

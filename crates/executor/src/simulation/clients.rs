@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use stillpoint_api::evidence::{HoldAnswer, Offset};
 
-use super::exec::{Input, Step, StreamId};
+use super::exec::{Input, StreamId};
 use super::faults::Fault;
+use super::processes::Step;
 use super::world::{Happening, World};
 use super::{MS, Micros, S};
 use crate::run::{Reason, Word};

@@ -2,10 +2,11 @@
 
 use stillpoint_api::evidence::HoldKind;
 
-use super::exec::{Input, Step, StreamId};
+use super::exec::{Input, StreamId};
 use super::faults::Fault;
 use super::mutations::Mutation;
 use super::pod::FlagBy;
+use super::processes::Step;
 use super::world::{Happening, World};
 use super::{MS, S};
 use crate::run::{Reason, Word};

@@ -25,6 +25,7 @@ pub mod journal;
 pub mod mutations;
 pub mod ownership;
 pub mod pod;
+pub mod processes;
 pub mod replica;
 pub mod resolve;
 pub mod runtime;

@@ -137,6 +137,7 @@ fn hold(app: &App, pod: &super::pod::Pod, seen: &PodSeen, nonce: String) -> Hold
         canary: false,
         stall_probe: app.engine.stall_probe,
         end_blocker: false,
+        recovery_needs: Vec::new(),
         local: Some(local()),
         data_paths: vec!["datadir".to_owned()],
         mount_paths: vec!["/data".to_owned()],

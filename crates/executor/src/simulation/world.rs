@@ -7,11 +7,12 @@ use std::pin::Pin;
 
 use super::api::{Answer, ApiServer, Request};
 use super::coverage::Coverage;
-use super::exec::{Input, Step, Stream, StreamId, StreamTask};
+use super::exec::{Input, Stream, StreamId, StreamTask};
 use super::faults::{Fault, Faults, Milestone, Rng, Strike};
 use super::invariants::Violation;
 use super::mutations::Mutation;
 use super::pod::{Pod, Volume};
+use super::processes::Step;
 use super::replica::{Life, Mailbox, MailboxId, Replica};
 use super::scenario::Scenario;
 use super::storage::{Content, Snapshot, SnapshotId, SnapshotStep, Storage};

@@ -283,3 +283,22 @@ async fn a_rehearsal_of_a_freeze_that_fails_says_so_and_is_thawed() {
     assert_eq!(stage.went_through(), ["frozen", "thawed"]);
     stage.end().await;
 }
+
+#[tokio::test]
+async fn a_point_of_a_server_that_acknowledges_early_is_as_old_as_the_beginning_of_prepare() {
+    let recipe = json!({
+        "freeze": {"none": {}}, "prepare": {"command": shell("echo prepared >>DATA/log")}, "dataTime": "Prepare",
+        "crashSafe": {"source": "its log"},
+    });
+    let stage = stage("prepared", recipe).await;
+    stage.back_up("b").await;
+    let backup = stage.finished("b").await;
+    let status = backup.status.as_ref().unwrap();
+    assert_eq!(why(&backup), "Completed", "{status:#?}");
+    assert_eq!(status.consistency, Some(Consistency::Application), "{:#?}", status.verdict);
+    assert_eq!(stage.went_through(), ["prepared"]);
+    let began = status.resolved.as_ref().unwrap().applications[0].prepared_at.clone().unwrap();
+    assert!(began.0 < status.members[0].cut.as_ref().unwrap().0);
+    assert_eq!(status.cut, Some(began));
+    stage.end().await;
+}

@@ -112,10 +112,12 @@ impl Controller {
             impersonate: true,
         };
         let (stop, stopping) = watch::channel(false);
+        // Each keeps a sender: a channel that closes would be a request to stop, and a killed runtime still polls some tasks.
         let until_stopped = || {
-            let mut stopping = stopping.clone();
+            let (open, mut stopping) = (stop.clone(), stopping.clone());
             async move {
                 let _ = stopping.wait_for(|stop| *stop).await;
+                drop(open);
             }
         };
         tokio::spawn(contents.run(client));

@@ -215,7 +215,7 @@ async fn a_run_is_cancelled_wherever_it_stands() {
 }
 
 #[tokio::test]
-async fn a_run_that_settles_is_cancelled_and_its_snapshots_go() {
+async fn a_run_that_settles_is_cancelled_and_its_snapshots_go_although_the_api_server_fails_at_first() {
     let stage = Stage::faithful("cancelled-settling").await;
     stage.cluster.set_knobs(Knobs { ready_delay: Duration::from_secs(8), ..Knobs::default() });
     stage.back_up("b").await;
@@ -224,6 +224,8 @@ async fn a_run_that_settles_is_cancelled_and_its_snapshots_go() {
         (backup.status?.phase == Phase::Settling).then_some(())
     })
     .await;
+    let outage = Fault::new("list", "volumesnapshots", FaultAction::Status(503)).times(2);
+    stage.cluster.faults().inject(outage);
     cancel(&stage, "b").await;
     // The simulated driver deletes what it is still making only when it is made.
     let backup = stage.finished("b").await;
@@ -370,6 +372,17 @@ async fn the_sweeper_removes_what_is_left_of_runs_that_are_gone_and_nothing_else
     )
     .await;
 
+    // Contents whose snapshots are gone: one of the attempt but no member, the others of nobody that we know.
+    let point = kept_snapshot(&stage).await;
+    let of_same_attempt = format!("{}00000000", &point[..point.len() - 8]);
+    for (content, snapshot) in [
+        ("of-the-attempt", of_same_attempt.as_str()),
+        ("of-an-unknown-attempt", "kept-abcdefghij-00000000"),
+        ("of-somebody", "nightly-data"),
+    ] {
+        stage.orphan(content, snapshot).await;
+    }
+
     let often = Timing { sweep: Duration::from_millis(200), orphan: Duration::from_secs(1), ..brief() };
     stage.controller = Some(Controller::start_with(&stage.cluster, "sweeping", often));
     let names = async || -> Vec<String> {
@@ -378,11 +391,12 @@ async fn the_sweeper_removes_what_is_left_of_runs_that_are_gone_and_nothing_else
         names.sort();
         names
     };
-    let point = kept_snapshot(&stage).await;
     let mut wanted = vec!["of-no-backup-but-proven".to_owned(), point];
     wanted.sort();
     eventually("strays are gone", SOON, async || (names().await == wanted).then_some(())).await;
     workloads_are_free(&stage).await;
+    let contents = async || stage.contents().get_opt("of-the-attempt").await.unwrap();
+    eventually("the orphaned content is gone", SOON, async || contents().await.is_none().then_some(())).await;
     eventually("the unused template is gone", SOON, async || {
         let all = revisions.list(&ListParams::default()).await.unwrap().items;
         (all.len() == 1 && all[0].name_any() == format!("stillpoint-template-{digest}")).then_some(())
@@ -391,6 +405,11 @@ async fn the_sweeper_removes_what_is_left_of_runs_that_are_gone_and_nothing_else
     // Some sweeps later they are still there.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(names().await, wanted);
+    for foreign in ["of-an-unknown-attempt", "of-somebody"] {
+        let content = stage.contents().get(foreign).await.unwrap();
+        assert_eq!(content.metadata.deletion_timestamp, None, "{foreign}");
+        stage.contents().delete(foreign, &DeleteParams::default()).await.unwrap();
+    }
 
     // The last Backup that refers to the template takes it along.
     stage.backups().delete("kept", &DeleteParams::default()).await.unwrap();

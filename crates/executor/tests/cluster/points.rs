@@ -126,6 +126,21 @@ async fn a_deleted_backup_takes_its_snapshots_and_their_data_with_it() {
 }
 
 #[tokio::test]
+async fn a_deleted_backup_takes_along_a_content_whose_snapshot_went_before_while_the_api_did_not_answer() {
+    let stage = Stage::faithful("orphaned").await;
+    stage.back_up("b").await;
+    let backup = stage.finished("b").await;
+    let member = backup.status.unwrap().members[0].volume_snapshot.clone();
+    let of_same_attempt = format!("{}00000000", &member[..member.len() - 8]);
+    stage.orphan("left", &of_same_attempt).await;
+    let outage = Fault::new("list", "volumesnapshots", FaultAction::Status(503)).times(3);
+    stage.cluster.faults().inject(outage);
+    gone(&stage.backups(), "b").await;
+    stage.nothing_is_left().await;
+    stage.end().await;
+}
+
+#[tokio::test]
 async fn an_abandoned_backup_goes_and_its_data_stays() {
     let stage = Stage::faithful("abandoned").await;
     stage.back_up("b").await;

@@ -246,6 +246,22 @@ impl Stage {
         .await;
     }
 
+    /// Makes a content for a snapshot that is gone, as a snapshot controller does that had not seen the deletion yet: it sets
+    /// the finalizer only later.
+    pub async fn orphan(&self, content: &str, snapshot: &str) {
+        let like = self.contents().list(&ListParams::default()).await.unwrap().items.remove(0);
+        let object = json!({
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent",
+            "metadata": {"name": content},
+            "spec": {
+                "deletionPolicy": "Delete", "driver": like.spec.driver, "source": like.spec.source,
+                "volumeSnapshotClassName": like.spec.volume_snapshot_class_name,
+                "volumeSnapshotRef": {"namespace": NAMESPACE, "name": snapshot, "uid": format!("uid-of-{content}")},
+            },
+        });
+        create(&self.cluster, object).await;
+    }
+
     /// Waits until exactly one point is left: one snapshot, one content, one copy.
     pub async fn one_point_is_left(&self) -> VolumeSnapshotContent {
         let all = ListParams::default();

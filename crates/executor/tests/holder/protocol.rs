@@ -23,6 +23,9 @@ in_every_shell! {
     a_barrier_that_fails_is_told_and_the_freeze_stands
     a_freeze_that_fails_has_no_barrier
     a_barrier_that_hangs_is_ended_with_the_hold
+    a_state_that_ends_by_itself_is_renewed_with_every_beat
+    a_state_that_may_have_ended_is_held_no_more
+    a_renewal_that_fails_is_no_hold
 }
 
 fn line(text: &str) -> HoldLine {
@@ -207,4 +210,39 @@ fn a_barrier_that_hangs_is_ended_with_the_hold(shell: Shell) {
     rig.tell_word("thaw");
     assert_eq!(rig.rest(), [format!("THAWED {NONCE}")], "neither a barrier nor FROZEN was told");
     rig.ends_having_done(&["frozen", "barrier", "thawed"]);
+}
+
+const RENEW: &str = "echo renewed >&9";
+
+fn a_state_that_ends_by_itself_is_renewed_with_every_beat(shell: Shell) {
+    let wish = Wish { renew: Some((RENEW, "1h")), ..Wish::default() };
+    let mut rig = Rig::frozen(shell, &wish, 60);
+    for beat in 1..=2 {
+        rig.tell(&format!("beat {NONCE} {beat}\n"));
+        assert!(rig.line().starts_with(&format!("HELD {NONCE} {beat} ")));
+    }
+    rig.tell_word("thaw");
+    assert_eq!(rig.rest(), [format!("THAWED {NONCE}")]);
+    assert_eq!(rig.ends_having_done(&["frozen", "renewed", "renewed", "thawed"]), 0);
+}
+
+fn a_state_that_may_have_ended_is_held_no_more(shell: Shell) {
+    // So short that every freeze takes longer.
+    let wish = Wish { freeze: "echo frozen >&9; sleep 0.1", renew: Some((RENEW, "10ms")), ..Wish::default() };
+    let mut rig = Rig::frozen(shell, &wish, 60);
+    rig.tell(&format!("beat {NONCE} 1\nbeat {NONCE} 2\n"));
+    assert!(rig.line().starts_with(&format!("EVIDENCE {NONCE} lapsed=")));
+    rig.tell_word("thaw");
+    let rest = rig.rest();
+    assert_eq!(rest.last(), Some(&format!("THAWED {NONCE}")));
+    assert!(!rest.iter().any(|line| line.starts_with("HELD")), "{rest:?}");
+}
+
+fn a_renewal_that_fails_is_no_hold(shell: Shell) {
+    let wish = Wish { renew: Some(("echo renewed >&9; exit 1", "1h")), ..Wish::default() };
+    let mut rig = Rig::frozen(shell, &wish, 60);
+    rig.tell(&format!("beat {NONCE} 1\n"));
+    rig.tell_word("thaw");
+    assert_eq!(rig.rest(), [format!("THAWED {NONCE}")]);
+    assert_eq!(rig.ends_having_done(&["frozen", "renewed", "thawed"]), 0);
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use stillpoint_api::template::Commands;
+use stillpoint_api::template::{Commands, Renew};
 use stillpoint_executor::hold::{Nonce, holder};
 
 /// For what takes moments; a busy machine may take its time.
@@ -56,6 +56,8 @@ pub struct Wish<'a> {
     pub thaw: &'a str,
     pub probe: Option<&'a str>,
     pub barrier: Option<&'a str>,
+    /// What renews the frozen state, and after how long that ends by itself.
+    pub renew: Option<(&'a str, &'a str)>,
     /// Runs as nobody in a mount namespace in which everything is read-only.
     pub read_only: bool,
     /// The only directory with programs.
@@ -64,7 +66,15 @@ pub struct Wish<'a> {
 
 impl Default for Wish<'_> {
     fn default() -> Self {
-        Self { freeze: FREEZE, thaw: THAW, probe: None, barrier: None, read_only: false, path: None }
+        Self {
+            freeze: FREEZE,
+            thaw: THAW,
+            probe: None,
+            barrier: None,
+            renew: None,
+            read_only: false,
+            path: None,
+        }
     }
 }
 
@@ -92,6 +102,9 @@ impl Rig {
             thaw: text(wish.thaw),
             probe: wish.probe.map(text).unwrap_or_default(),
             barrier: wish.barrier.map(text).unwrap_or_default(),
+            renew: wish
+                .renew
+                .map(|(command, lease)| Renew { command: text(command), lease: lease.parse().unwrap() }),
             ..Commands::default()
         };
         let argv = holder::argv(&Nonce::try_from(NONCE.to_owned()).unwrap(), &commands);

@@ -36,7 +36,8 @@ pub async fn test(cluster_args: &ClusterArgs, args: &HooksTestArgs) -> Result<Ex
     let cluster = Cluster::connect(cluster_args).await?;
     alone(&cluster).await?;
     let backup = run_of(args, &cluster.namespace);
-    let context = context(cluster_args, !args.as_me).await?;
+    // Without cuts nothing is asked of the storage table.
+    let context = context(cluster_args, !args.as_me, StorageTable::default()).await?;
     let (stop, stopping) = watch::channel(None);
     tokio::spawn(async move {
         if tokio::signal::ctrl_c().await.is_ok() {
@@ -123,7 +124,15 @@ fn run_of(args: &HooksTestArgs, namespace: &str) -> Backup {
     }
 }
 
-async fn context(args: &ClusterArgs, impersonate: bool) -> Result<Context, Failure> {
+/// A context of the command line: it claims no run, and asks with the rights of who asks, except for hooks.
+///
+/// # Errors
+/// No usable kubeconfig.
+pub(super) async fn context(
+    args: &ClusterArgs,
+    impersonate: bool,
+    storage: StorageTable,
+) -> Result<Context, Failure> {
     let failed =
         |what: &str, why: String| Failure::new(what, why, "check the kubeconfig and that the cluster is up");
     let clock = SystemClock::shared();
@@ -131,13 +140,13 @@ async fn context(args: &ClusterArgs, impersonate: bool) -> Result<Context, Failu
     let exec = KubeExec::from_config(config.clone(), Arc::clone(&clock))
         .map_err(|error| failed("cannot make the exec client", error.to_string()))?;
     let client = api_client(config).map_err(|error| failed("cannot make the client", chain(&error)))?;
-    let ownership = Ownership::unclaimed("stillpoint hooks test", clock.mono(), FENCE);
+    let ownership = Ownership::unclaimed("stillpoint", clock.mono(), FENCE);
     Ok(Context {
         client,
         exec: Arc::new(exec),
         clock,
         entropy: Arc::new(SystemEntropy),
-        storage: Arc::new(StorageTable::default()),
+        storage: Arc::new(storage),
         observer: Arc::new(Unobserved),
         contents: ContentWatch::new(),
         ownership,

@@ -7,7 +7,9 @@ mod doctor;
 mod explain;
 mod hooks;
 pub mod lint;
+mod plan;
 mod restore;
+mod templates;
 mod verify;
 
 use stillpoint_api::clock::SystemClock;
@@ -27,6 +29,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Crd => crd::run(),
         Command::Lint(args) => lint::run(&args, &clock),
+        Command::Templates(args) => templates::run(&args),
         Command::Explain(args) => explain::run(&args, &clock),
         Command::Version => {
             output::print(concat!("stillpoint ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| Exit::Success)
@@ -49,6 +52,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
             }
         }),
         Command::Hooks(HooksCommand::Test(args)) => connected(hooks::test(&cli.cluster, &args)),
+        Command::Plan(args) => connected(plan::run(&cli.cluster, &args)),
         Command::Restore(RestoreCommand::Run(args)) => connected(async {
             let cluster = Cluster::connect(&cli.cluster).await?;
             restore::run(&cluster, &args, &clock).await

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::template::{self, Recipe, Session};
 use crate::validate::Finding;
+use crate::validate::recipe::traps::MAKES_WRITABLE;
 
 /// Beats come every 2 s (docs/design/freeze.md §2.3): a shorter lease ends between two of them.
 const LEASE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(10);
@@ -14,16 +15,6 @@ const POSITION_KEYS: &[&str] = &["gtid", "lsn", "oplog", "changes", "position"];
 /// What they may say about who answers.
 const IDENTITY_KEYS: &[&str] =
     &["pid", "start", "sysid", "conn", "uid", "host", "local", "runid", "port", "datadir", "version"];
-/// Statements that end a replica's protection or promote it, without white space and in lower case.
-const MAKES_WRITABLE: [&str; 7] = [
-    "read_only=0",
-    "read_only=off",
-    "read_only=false",
-    "read_only:=0",
-    "pg_promote",
-    "resetreplicaall",
-    "resetslaveall",
-];
 
 pub(super) fn session(held: &Session) -> Vec<Finding> {
     let path = |field: &str| format!("spec.freeze.session.{field}");
@@ -97,10 +88,35 @@ pub(super) fn session(held: &Session) -> Vec<Finding> {
     found
 }
 
+/// The client behind a shell that prepares its environment and becomes it, or stays around it:
+/// `sh -c '… "$@"' NAME {{parameter}}… CLIENT…`.
+fn behind_shell(argv: &[String]) -> &[String] {
+    match argv {
+        [shell, option, script, _name, client @ ..]
+            if ["sh", "bash", "ash"].contains(&shell.rsplit('/').next().unwrap_or_default())
+                && option == "-c"
+                && script.contains("\"$@\"")
+                && !client.is_empty() =>
+        {
+            behind_shell(client.get(taken(script)..).unwrap_or_default())
+        }
+        whole => whole,
+    }
+}
+
+/// How many words a script takes for itself before it hands on the others: what its first `shift` says. Their text tells nothing: in a
+/// template they are placeholders, and what is run has values.
+fn taken(script: &str) -> usize {
+    let mut words = script.split(|letter: char| letter == ';' || letter.is_whitespace());
+    words
+        .find(|word| *word == "shift")
+        .map_or(0, |_| words.next().and_then(|count| count.parse().ok()).unwrap_or(1))
+}
+
 /// What is wrong with the client of a session.
 fn client(argv: &[String]) -> Vec<Finding> {
     const PATH: &str = "spec.freeze.session.command";
-    let Some((program, arguments)) = argv.split_first() else {
+    let Some((program, arguments)) = behind_shell(argv).split_first() else {
         return vec![Finding::new(PATH, "NoCommand", "the session has no client: write its argv")];
     };
     let program = program.rsplit('/').next().unwrap_or(program);

@@ -125,8 +125,39 @@ fn placeholders_and_parameters_fit_each_other() {
     assert_eq!(parameter(json!({"name": "e", "type": "enum"})), ["EnumValues"]);
     assert_eq!(parameter(json!({"name": "e", "enum": ["a"]})), ["EnumValues"]);
     assert_eq!(parameter(json!({"name": "k", "type": "integer", "default": "x"})), ["ParameterType"]);
+    assert_eq!(parameter(json!({"name": "k", "type": "path", "default": "a/b"})), ["ParameterType"]);
+    assert_eq!(parameter(json!({"name": "k", "type": "duration", "default": "soon"})), ["ParameterType"]);
+    assert_eq!(parameter(json!({"name": "k", "type": "identifier", "default": "a b"})), ["ParameterType"]);
+    assert_eq!(
+        parameter(json!({"name": "k", "type": "integer", "max": 9, "default": "10"})),
+        ["ParameterType"]
+    );
+    assert_eq!(parameter(json!({"name": "k", "type": "integer", "min": 9, "max": 8})), ["IntegerRange"]);
+    assert_eq!(parameter(json!({"name": "k", "type": "string", "min": 9})), ["IntegerRange"]);
     assert_eq!(parameter(json!({"name": "k", "fromEnv": "X"})), ["NotSupportedYet"]);
     assert_eq!(parameter(json!({"name": "k", "fromFile": "/x"})), ["NotSupportedYet"]);
+}
+
+#[test]
+fn a_value_stays_a_value_wherever_it_stands() {
+    let beat = "/freeze/session/beat";
+    let inside = "SELECT 'HELD {{n}} {{i}} gtid=0', 'of {{label}} today';\n";
+    assert_eq!(rules(beat, json!(inside)), ["QuotedParameter"]);
+    let prepare = |argv: Value| rules("/prepare", json!({"command": argv}));
+    assert_eq!(prepare(json!(["sh", "-c", "app {{label}}"])), ["UnquotedParameter"]);
+    assert_eq!(prepare(json!(["mariadb", "-e", "SELECT {{label|mysql}}"])), Vec::<&str>::new());
+    assert_eq!(prepare(json!(["mariadb", "-e", "SELECT {{label|klingon}}"])), ["UnknownLanguage"]);
+}
+
+#[test]
+fn a_message_is_known_by_words_and_says_something() {
+    let message = |contains: &str, says: &str| {
+        rules("/messages", json!([{"contains": contains, "means": "PrivilegeMissing", "says": says}]))
+    };
+    assert_eq!(message("ORA-01031", "grant it"), Vec::<&str>::new());
+    assert_eq!(message(" or ", "grant it"), ["MessageTooShort"]);
+    assert_eq!(message("ORA-01031", " "), ["MessageWithoutWords"]);
+    assert_eq!(message("ORA-01031", "grant it to {{user}}"), ["MessageWithoutWords"]);
 }
 
 #[test]
@@ -314,4 +345,186 @@ fn what_ends_a_blocker_names_it_and_nothing_else_knows_that_name() {
     let parameters = json!([{"name": "user", "default": "root"}, {"name": "label", "default": "x"},
         {"name": "blocker", "default": "1"}]);
     assert_eq!(rules("/parameters", parameters), ["ReservedParameter"]);
+}
+
+fn of(value: Value) -> Vec<&'static str> {
+    let typed: Recipe = serde_json::from_value(value).unwrap();
+    recipe(&typed, "HookTemplate", "t").into_iter().map(|finding| finding.rule).collect()
+}
+
+fn two(freeze: &str, thaw: &str) -> Vec<&'static str> {
+    of(json!({"freeze": {"commands": {"freeze": ["sh", "-c", freeze], "thaw": ["sh", "-c", thaw]}}}))
+}
+
+#[test]
+fn a_lock_that_ends_with_its_command_is_refused() {
+    for freeze in [
+        "mysql -e 'FLUSH  TABLES\nWITH READ LOCK'",
+        "mariadb -e 'BACKUP STAGE START; BACKUP STAGE BLOCK_COMMIT'",
+        "sqlite3 /data/db 'BEGIN IMMEDIATE'",
+        "psql -c \"SELECT pg_backup_start('x')\"",
+        "mysql -e 'LOCK INSTANCE FOR BACKUP'",
+        "mysql -e 'LOCK TABLES t READ'",
+        "psql -c 'LOCK TABLE t IN SHARE MODE'",
+        "sqlcmd -Q 'ALTER SERVER CONFIGURATION SET SUSPEND_FOR_SNAPSHOT_BACKUP = ON'",
+        "sqlcmd -Q 'ALTER DATABASE d SET SUSPEND_FOR_SNAPSHOT_BACKUP=ON (MODE = COPY_ONLY)'",
+    ] {
+        assert_eq!(two(freeze, "true"), ["OneShotLock"], "{freeze}");
+        let hooks = json!({"preHook": {"command": ["sh", "-c", freeze]}, "postHook": {"command": ["true"]}});
+        assert_eq!(of(hooks), ["OneShotLock"], "{freeze}");
+    }
+    assert_eq!(two("app pause", "app resume"), Vec::<&str>::new());
+    assert_eq!(two("app pause", "mysql -e 'UNLOCK TABLES'"), Vec::<&str>::new());
+    let resume = "sqlcmd -Q 'ALTER SERVER CONFIGURATION SET SUSPEND_FOR_SNAPSHOT_BACKUP = OFF'";
+    assert_eq!(two("app pause", resume), Vec::<&str>::new());
+}
+
+#[test]
+fn what_cannot_be_undone_is_refused() {
+    assert_eq!(two("nodetool drain", "true"), ["DrainsNode"]);
+    assert_eq!(two("nodetool flush", "nodetool clearsnapshot --all"), ["ClearsForeignSnapshots"]);
+    assert_eq!(two("nodetool flush; drain-the-queue", "nodetool clearsnapshot -t x"), Vec::<&str>::new());
+    assert_eq!(two("mysql -e 'SET GLOBAL super_read_only = ON'", "true"), ["FreezeOutlivesSession"]);
+    assert_eq!(
+        two("psql -c 'ALTER SYSTEM SET default_transaction_read_only=on'", "true"),
+        ["FreezeOutlivesSession"]
+    );
+    assert_eq!(two("app pause", "mysql -e 'SET GLOBAL read_only = 0'"), ["ThawMakesWritable"]);
+    let recover =
+        json!({"freeze": {"none": {}}, "recover": {"command": ["psql", "-c", "SELECT pg_promote()"]}});
+    assert_eq!(of(recover), ["ThawMakesWritable"]);
+}
+
+#[test]
+fn more_than_the_writes_is_not_frozen() {
+    assert_eq!(two("redis-cli CLIENT PAUSE 10000", "redis-cli CLIENT UNPAUSE"), ["PauseStopsProbes"]);
+    assert_eq!(two("redis-cli CLIENT PAUSE 10000 WRITE", "redis-cli CLIENT UNPAUSE"), Vec::<&str>::new());
+    assert_eq!(two("fsfreeze -f /", "fsfreeze -u /"), ["FreezesRoot", "FreezesRoot"]);
+    assert_eq!(two("/sbin/fsfreeze -f /data", "/sbin/fsfreeze -u /data"), Vec::<&str>::new());
+}
+
+#[test]
+fn a_secret_is_on_no_command_line() {
+    let with = |parameter: &str, argv: Value| {
+        of(
+            json!({"parameters": [{"name": parameter, "default": "x"}], "freeze": {"none": {}}, "prepare": {"command": argv}}),
+        )
+    };
+    assert_eq!(with("password", json!(["app", "{{password}}"])), ["SecretOnCommandLine"]);
+    assert_eq!(with("apiToken", json!(["app", "--t={{apiToken}}"])), ["SecretOnCommandLine"]);
+    assert_eq!(with("user", json!(["mysql", "-u", "{{user}}", "-phunter2"])), ["SecretOnCommandLine"]);
+    assert_eq!(with("user", json!(["app", "{{user}}", "--password=hunter2"])), ["SecretOnCommandLine"]);
+    assert_eq!(with("passwordFile", json!(["app", "--from", "{{passwordFile}}"])), Vec::<&str>::new());
+    assert_eq!(with("passwordVariable", json!(["app", "{{passwordVariable}}"])), Vec::<&str>::new());
+    assert_eq!(with("port", json!(["nodetool", "-p", "{{port}}"])), Vec::<&str>::new());
+    for argv in [
+        json!(["redis-cli", "-a", "hunter2", "{{user}}"]),
+        json!(["app", "{{user}}", "--password", "hunter2"]),
+        json!(["nodetool", "-u", "{{user}}", "-pw", "hunter2", "flush"]),
+        json!(["mongosh", "mongodb://root:hunter2@127.0.0.1/admin", "{{user}}"]),
+        json!(["sh", "-c", "PGPASSWORD=hunter2 psql -U \"$0\" -c CHECKPOINT", "{{user}}"]),
+        json!(["sh", "-c", "exec mysql -u \"$0\" -phunter2 -e 'SELECT 1'", "{{user}}"]),
+    ] {
+        assert_eq!(with("user", argv.clone()), ["SecretOnCommandLine"], "{argv}");
+    }
+    for argv in [
+        json!(["sh", "-c", "PGPASSWORD=$(cat \"$1\") psql -U \"$0\" -c CHECKPOINT", "{{user}}", "/run/x"]),
+        json!(["sh", "-c", "MYSQL_PWD=\"$X\" mysql -u \"$0\" -p\"$X\" -e 'SELECT 1'", "{{user}}"]),
+        json!(["cp", "-a", "/data", "{{user}}"]),
+        json!(["mongosh", "mongodb://127.0.0.1:27017/admin", "{{user}}"]),
+    ] {
+        assert_eq!(with("user", argv.clone()), Vec::<&str>::new(), "{argv}");
+    }
+    let parameters =
+        json!([{"name": "user", "default": "x"}, {"name": "label", "default": "x"}, {"name": "password"}]);
+    let mut object = base();
+    object["parameters"] = parameters;
+    object["freeze"]["session"]["canary"] = json!("SELECT {{password}};\nSELECT 'CANARY {{n}}';\n");
+    assert_eq!(of(object), ["SecretInText"]);
+}
+
+#[test]
+fn a_backup_label_belongs_between_two_cuts() {
+    let text = "SELECT pg_backup_start('x', true);\nSELECT 'EVIDENCE {{n}} durable=1', {{label}};\nSELECT 'FROZEN {{n}} 0 gtid=0';\n";
+    assert_eq!(rules("/freeze/session/freeze", json!(text)), ["LabelInOneCut"]);
+}
+
+#[test]
+fn a_point_that_stands_for_prepare_has_one() {
+    assert_eq!(of(json!({"freeze": {"none": {}}, "dataTime": "Prepare"})), ["NothingPrepared"]);
+    let prepared = json!({"freeze": {"none": {}}, "dataTime": "Prepare", "prepare": {"command": ["sync"]}});
+    assert_eq!(of(prepared), Vec::<&str>::new());
+}
+
+#[test]
+fn a_state_that_ends_by_itself_is_renewed_in_time_by_a_process_that_stays() {
+    let renewed = |lease: &str, direct: bool| {
+        of(
+            json!({"freeze": {"commands": {"freeze": ["a"], "thaw": ["b"], "renew": {"command": ["a"], "lease": lease},
+            "allowWithoutDeadline": direct}}}),
+        )
+    };
+    assert_eq!(renewed("10s", false), Vec::<&str>::new());
+    assert_eq!(renewed("4s", false), ["LeaseOutOfRange"]);
+    assert_eq!(renewed("11s", false), ["LeaseOutOfRange"]);
+    assert_eq!(renewed("10s", true), ["RenewWithoutHolder"]);
+}
+
+#[test]
+fn a_client_behind_a_shell_is_looked_at() {
+    let behind = |client: Value| {
+        let mut argv =
+            json!(["sh", "-c", "v=$1; shift; export PW=$(printenv \"$v\"); exec \"$@\"", "name", "{{user}}"]);
+        argv.as_array_mut().unwrap().extend(client.as_array().unwrap().clone());
+        rules("/freeze/session/command", argv)
+    };
+    assert_eq!(behind(json!(["mariadb", "-n"])), Vec::<&str>::new());
+    assert_eq!(behind(json!(["mariadb", "-u", "root"])), ["BufferedClient"]);
+    assert_eq!(behind(json!(["mariadb", "-n", "-e", "x"])), ["OneShotClient"]);
+    assert_eq!(
+        behind(json!(["sh", "-c", "while read -r l; do echo \"$l\"; done | \"$@\"", "name", "mysql"])),
+        ["BufferedClient"]
+    );
+    assert_eq!(behind(json!(["sh", "-c", "x"])), ["OneShotClient"]);
+}
+
+fn recovering(change: impl Fn(&mut Value)) -> Vec<&'static str> {
+    let mut object = base();
+    object["evidence"] = json!(["durable", "old_x"]);
+    object["recover"] =
+        json!({"command": ["client", "SET x={{old_x}}"], "probe": ["p", "{{old_x}}"], "needs": ["old_x"]});
+    let open = object["freeze"]["session"]["open"].as_str().unwrap().to_owned();
+    object["freeze"]["session"]["open"] = json!(format!("SELECT 'EVIDENCE {{{{n}}}} old_x=1';\n{open}"));
+    change(&mut object);
+    let typed: Recipe = serde_json::from_value(object).unwrap();
+    recipe(&typed, "HookTemplate", "t").into_iter().map(|finding| finding.rule).collect()
+}
+
+#[test]
+fn what_a_recovery_needs_is_told_before_the_freeze() {
+    assert_eq!(recovering(|_| ()), Vec::<&str>::new());
+    let told = "SELECT 'EVIDENCE {{n}} old_x=1';\n";
+    let without = |object: &Value| object["freeze"]["session"]["open"].as_str().unwrap().replace(told, "");
+    let broken: [&dyn Fn(&mut Value); 6] = [
+        &|object| object["evidence"] = json!(["durable"]),
+        // What the freeze text prints is not in the journal when it is needed.
+        &|object| {
+            object["freeze"]["session"]["open"] = json!(without(object));
+            let freeze = object["freeze"]["session"]["freeze"].as_str().unwrap();
+            object["freeze"]["session"]["freeze"] = json!(format!("{told}{freeze}"));
+        },
+        // Printed again, it would take the place of the old value.
+        &|object| {
+            let beat = object["freeze"]["session"]["beat"].as_str().unwrap();
+            object["freeze"]["session"]["beat"] = json!(format!("{told}{beat}"));
+        },
+        &|object| object["recover"]["command"] = json!(["client", "SET x=1"]),
+        &|object| object["recover"]["probe"] = json!(["{{old_x}}"]),
+        &|object| object["recover"]["command"] = json!(["client", "SET x={{old_x|mysql}} {{old_x}}"]),
+    ];
+    for (at, change) in broken.iter().enumerate() {
+        assert!(recovering(*change).contains(&"RecoveryNotTold"), "{at}");
+    }
+    let elsewhere = recovering(|object| object["prepare"] = json!({"command": ["p", "{{old_x}}"]}));
+    assert_eq!(elsewhere, ["UnknownParameter"], "a value of the hold is known to its recovery only");
 }

@@ -87,5 +87,5 @@ fn what_a_role_says_must_lie_on_a_member_with_or_without_stages() {
 fn roles_on_several_claims_without_stages_are_refused() {
     let mut world = staged();
     world.recipe["freeze"]["session"].as_object_mut().unwrap().remove("stages");
-    world.refused("SeveralVolumes", "use a template with stages");
+    world.refused("SeveralVolumes", "use a template for several volumes");
 }

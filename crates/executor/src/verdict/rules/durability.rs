@@ -11,9 +11,9 @@ pub(super) fn durable(case: &Case<'_>) -> Checked {
     let application = case.application;
     if application.data_time == DataTime::Prepare {
         return if application.prepared_at.is_some() {
-            Checked::proved("the point stands for the end of prepare's flush")
+            Checked::proved("the point stands for what was acknowledged before prepare began")
         } else {
-            Checked::missing("the end of prepare's flush is not known")
+            Checked::missing("when prepare began is not known")
         };
     }
     if application.crash_safe.is_empty() {

@@ -14,6 +14,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 use stillpoint_api::clock::Clock;
+use stillpoint_api::validate::explain::Explained;
 use stillpoint_api::validate::{self, Finding};
 use stillpoint_api::{BackupPolicy, ClusterHookTemplate, HookTemplate, ProtectionRule};
 use stillpoint_scheduler::{accept, rules};
@@ -60,6 +61,9 @@ struct Report {
 /// # Errors
 /// A file cannot be read.
 pub fn run(args: &LintArgs, clock: &dyn Clock) -> Result<Exit, Failure> {
+    if let Some(rule) = &args.explain {
+        return explain(rule, args.output);
+    }
     let mut report = Report::default();
     let mut sources = Vec::new();
     for file in &args.files {
@@ -78,7 +82,30 @@ pub fn run(args: &LintArgs, clock: &dyn Clock) -> Result<Exit, Failure> {
     Ok(if report.findings.is_empty() { Exit::Success } else { Exit::Failed })
 }
 
-fn read(file: &Path) -> Result<String, Failure> {
+/// Why a rule is there.
+fn explain(rule: &str, format: Format) -> Result<Exit, Failure> {
+    let Some(found) = validate::explain(rule) else {
+        let known: Vec<&str> = validate::explain::EXPLAINED.iter().map(|one| one.rule).collect();
+        return Err(Failure::new(
+            format!("there is no rule {rule:?} about templates"),
+            format!("known are {}", known.join(", ")),
+            "name one as a finding has it in parentheses",
+        )
+        .exiting(Exit::Usage));
+    };
+    let Explained { rule, what, why, instead } = found;
+    match format {
+        Format::Json => output::print_json(&serde_json::json!({
+            "rule": rule, "what": what, "why": why, "instead": instead,
+        }))?,
+        Format::Text => {
+            output::print(&format!("{rule}\n\n  {what}\n\nWhy\n  {why}\n\nInstead\n  {instead}\n"))?
+        }
+    }
+    Ok(Exit::Success)
+}
+
+pub(super) fn read(file: &Path) -> Result<String, Failure> {
     let read = if file.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)
@@ -195,7 +222,7 @@ impl Report {
 }
 
 /// The object as its type, if it is of this kind and its shape is right.
-fn typed<T: serde::de::DeserializeOwned>(value: &Value, kind: &str) -> Option<T> {
+pub(super) fn typed<T: serde::de::DeserializeOwned>(value: &Value, kind: &str) -> Option<T> {
     if value.get("kind").and_then(Value::as_str) != Some(kind) {
         return None;
     }
