@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::facts::FactsStore;
-use crate::registry::{BuildInfo, HookPhase, HookResult, Metrics, RunResult};
+use crate::labels::{HookPhase, HookResult, RunResult};
+use crate::registry::{BuildInfo, Metrics};
 
 fn store() -> (Arc<Metrics>, FactsStore) {
     let build = BuildInfo { version: "1.2.3".into(), revision: "abc".into() };

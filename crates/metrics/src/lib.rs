@@ -6,6 +6,8 @@
 
 pub mod collector;
 pub mod facts;
+mod families;
+pub mod labels;
 pub mod meters;
 mod points;
 pub mod process;
@@ -16,8 +18,9 @@ pub mod server;
 pub mod watch;
 
 pub use facts::{Calendar, Facts, FactsStore, Found, PolicyFacts, PolicyProjection};
+pub use labels::{DeletionResult, HookPhase, HookResult, RunResult, Violation};
 pub use meters::{Meters, WorkKind, WorkResult};
 pub use process::{ProcessFacts, RuleFacts};
-pub use registry::{BuildInfo, DeletionResult, HookPhase, HookResult, Metrics, RunResult, Violation};
+pub use registry::{BuildInfo, Metrics};
 pub use server::{DEFAULT_ADDRESS, Endpoints, Part, Process, Readiness, bind, serve};
 pub use watch::{feed, feed_with};

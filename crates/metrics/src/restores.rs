@@ -5,7 +5,7 @@
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, Result};
 
-use crate::registry::RunResult;
+use crate::labels::RunResult;
 
 /// Restores: a copy-on-write clone takes seconds, a volume that is downloaded first takes hours.
 const BUCKETS: [f64; 9] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0];

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
 
-use crate::registry::{DeletionResult, HookPhase, HookResult, RunResult, Violation, consistency_label};
+use crate::labels::{DeletionResult, HookPhase, HookResult, RunResult, Violation, consistency_label};
 
 pub(crate) const TRIGGERS: [Trigger; 4] =
     [Trigger::Manual, Trigger::Schedule, Trigger::CatchUp, Trigger::Initial];

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
+use stillpoint_api::backup_events::{BackupEvent, shared};
 use stillpoint_api::{Backup, BackupPolicy};
 use tracing::warn;
 
@@ -25,8 +26,7 @@ const BACKUPS_PER_PAGE: u32 = 50;
 const POLICIES_PER_PAGE: u32 = 100;
 
 /// What a watch of Backups shows; one that cannot be read is shown as such.
-pub type BackupEvents =
-    BoxStream<'static, Result<watcher::Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>>;
+pub type BackupEvents = BoxStream<'static, BackupEvent>;
 
 /// Keeps `store` in step until dropped. Returns only when the watches ended, which they do not by themselves.
 /// `namespace` is the scope; without one, all of them.
@@ -36,16 +36,7 @@ pub async fn feed(client: Client, namespace: Option<String>, store: Arc<FactsSto
         None => Api::all(client.clone()),
     };
     let config = watcher::Config::default().page_size(BACKUPS_PER_PAGE);
-    let events = watcher(backups, config).default_backoff().map(|event| {
-        let event = event.map_err(Arc::new)?;
-        Ok(match event {
-            watcher::Event::Init => watcher::Event::Init,
-            watcher::Event::InitDone => watcher::Event::InitDone,
-            watcher::Event::InitApply(backup) => watcher::Event::InitApply(Arc::new(backup)),
-            watcher::Event::Apply(backup) => watcher::Event::Apply(Arc::new(backup)),
-            watcher::Event::Delete(backup) => watcher::Event::Delete(Arc::new(backup)),
-        })
-    });
+    let events = watcher(backups, config).default_backoff().map(shared);
     feed_with(client, namespace, events.boxed(), store, readiness).await;
 }
 
