@@ -19,7 +19,7 @@ use stillpoint_api::clock::SharedClock;
 use stillpoint_api::policy::BackupPolicy;
 
 use crate::accept::{Schedules, accept_under};
-use crate::controller::DeletionObserver;
+use crate::controller::{DeletionObserver, SchedulerContext};
 use crate::dispatch::Plan;
 use crate::election::Leadership;
 use crate::meter::WorkObserver;
@@ -97,28 +97,20 @@ pub(crate) enum ApplyError {
 }
 
 impl Apply {
-    pub fn new(
-        client: Client,
-        clock: SharedClock,
-        cluster_uid: String,
-        schedules: Schedules,
-        leadership: Leadership,
-        deletions: Arc<dyn DeletionObserver>,
-    ) -> Self {
+    pub fn new(context: &SchedulerContext) -> Self {
         let reporter = Reporter { controller: "stillpoint-scheduler".to_owned(), instance: None };
-        let recorder = Recorder::new(client.clone(), reporter);
         Self {
-            client,
-            clock,
-            cluster_uid,
-            schedules,
-            leadership,
-            rules: Arc::default(),
-            deletions,
-            work: Arc::new(()),
+            client: context.client.clone(),
+            clock: context.clock.clone(),
+            cluster_uid: context.cluster_uid.clone(),
+            schedules: Schedules::default(),
+            leadership: context.leadership.clone(),
+            rules: context.rules.clone(),
+            deletions: context.deletions.clone(),
+            work: context.work.clone(),
             deletes_bound: prune::BOUND,
             frozen: AtomicBool::new(false),
-            recorder,
+            recorder: Recorder::new(context.client.clone(), reporter),
         }
     }
 

@@ -6,6 +6,8 @@
 
 mod orphans;
 mod out_of_band;
+mod watched;
+mod work;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -21,6 +23,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use stillpoint_api::backup::Backup;
+use stillpoint_api::backup_events::{BackupEvent, shared};
 use stillpoint_api::clock::SharedClock;
 use stillpoint_api::policy::BackupPolicy;
 use tokio::sync::watch;
@@ -28,12 +31,13 @@ use tokio::task::JoinSet;
 
 use self::orphans::Orphanage;
 use self::out_of_band::OutOfBand;
-use crate::accept::Schedules;
-use crate::apply::{Applied, Apply, ApplyError, Seen, Started, apply, start};
+use self::work::Done;
+pub use self::work::WORKERS;
+use crate::apply::Apply;
 use crate::dispatch::FairQueue;
 use crate::election::Leadership;
 use crate::heap::DueHeap;
-use crate::meter::{Work, WorkEnd, WorkObserver};
+use crate::meter::WorkObserver;
 use crate::projection::{PolicyKey, Projection};
 use crate::rules::{self, RuleBook};
 use crate::server_clock;
@@ -42,26 +46,8 @@ use crate::server_clock;
 /// virtual machine is suspended (docs/design/schedule.md §2.5).
 const MAX_SLEEP: SignedDuration = SignedDuration::from_secs(60);
 
-/// Policies that are worked on at once: enough to hide the API server's latency, few enough for one connection each.
-const IN_FLIGHT: usize = 16;
-
-/// Planned starts that are carried out at once: one request each.
-const STARTS_IN_FLIGHT: usize = 32;
-
-/// Most tasks there are at once.
-pub const WORKERS: usize = IN_FLIGHT + STARTS_IN_FLIGHT;
-
-/// Policies that are worked on at once while starts wait: a herd comes first, and an edit still gets through.
-const BESIDE_STARTS: usize = 1;
-
 /// Objects per page of a list: Backups with their evidence take tens of KiB each in memory, and a page is there whole.
 const PAGE: u32 = 100;
-
-/// Within this time the watch shows a Backup that was created; else its policy is looked at without.
-const SHOWN_WITHIN: SignedDuration = SignedDuration::from_secs(60);
-
-/// First and longest wait before a failed policy is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// What the scheduler needs.
 #[derive(Clone)]
@@ -133,8 +119,7 @@ pub enum SchedulerError {
 type Guarded<K> = Result<Event<DeserializeGuard<K>>, watcher::Error>;
 
 /// What a watch of all Backups shows; one that cannot be read is shown as such.
-pub type BackupEvents = BoxStream<'static, Shown>;
-type Shown = Result<Event<Arc<DeserializeGuard<Backup>>>, Arc<watcher::Error>>;
+pub type BackupEvents = BoxStream<'static, BackupEvent>;
 
 /// The state of the loop. Owned by one task, so that nothing is locked.
 struct Scheduler {
@@ -167,14 +152,6 @@ struct Scheduler {
     orphans: Orphanage,
 }
 
-/// How a task ended.
-enum Done {
-    /// A whole pass.
-    Looked(Result<Applied, ApplyError>),
-    /// A planned start.
-    Started(Result<Started, ApplyError>),
-}
-
 /// Where a watch stands with its list.
 #[derive(Debug, Default)]
 struct Listing {
@@ -193,15 +170,7 @@ pub async fn run(
         Api::<DeserializeGuard<Backup>>::all(context.client.clone()),
         watcher::Config::default().page_size(PAGE),
     );
-    let shared = |event| match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(backup) => Event::InitApply(Arc::new(backup)),
-        Event::Apply(backup) => Event::Apply(Arc::new(backup)),
-        Event::Delete(backup) => Event::Delete(Arc::new(backup)),
-    };
-    let backups = backups.default_backoff().map(move |event| event.map(shared).map_err(Arc::new));
-    run_with(context, backups.boxed(), shutdown).await
+    run_with(context, backups.default_backoff().map(shared).boxed(), shutdown).await
 }
 
 /// The same with Backups as `backups` shows them: others may read the same watch.
@@ -247,16 +216,7 @@ pub async fn run_with(
 
 impl Scheduler {
     fn new(context: SchedulerContext, server_ahead: watch::Receiver<Option<SignedDuration>>) -> Self {
-        let mut apply = Apply::new(
-            context.client,
-            context.clock,
-            context.cluster_uid,
-            Schedules::default(),
-            context.leadership,
-            context.deletions,
-        );
-        apply.rules = context.rules;
-        apply.work = context.work;
+        let apply = Apply::new(&context);
         Self {
             ready: context.ready,
             progress: context.progress,
@@ -282,7 +242,7 @@ impl Scheduler {
     async fn run(
         &mut self,
         policies: impl Stream<Item = Guarded<BackupPolicy>>,
-        backups: impl Stream<Item = Shown>,
+        backups: impl Stream<Item = BackupEvent>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), SchedulerError> {
         let (mut policies, mut backups, mut shutdown) = (pin!(policies), pin!(backups), pin!(shutdown));
@@ -394,288 +354,6 @@ impl Scheduler {
             *shown = now;
             changed
         });
-    }
-
-    /// Starts work while there is room.
-    fn dispatch(&mut self) {
-        if !self.listed() || self.term.is_none() {
-            return;
-        }
-        let now = self.now();
-        while let Some(key) = self.due.pop_due(now) {
-            if self.planned(&key, now).is_some() {
-                self.starts.push(key);
-            } else {
-                self.enqueue(key);
-            }
-        }
-        while self.starting < STARTS_IN_FLIGHT {
-            let Some(key) = self.starts.pop() else { break };
-            match self.planned(&key, now) {
-                Some((slot, uid)) => self.start(key, slot, uid),
-                None => self.enqueue(key),
-            }
-        }
-        let room = if self.starting == 0 { IN_FLIGHT } else { BESIDE_STARTS };
-        while self.busy.len() - self.starting < room {
-            let Some(key) = self.queue.pop() else { return };
-            if !self.projection.has_policy(&key) {
-                continue;
-            }
-            self.busy.insert(key.clone(), false);
-            let context = self.context.clone();
-            let backups = self.projection.backups(&key);
-            let fresh_failures = self.projection.fresh_failures(&key);
-            let server_ahead = *self.server_ahead.borrow();
-            self.tasks.spawn(async move {
-                let seen = Seen { backups: &backups, fresh_failures, server_ahead };
-                let began = context.clock.mono();
-                let result = apply(&context, &key, &seen).await;
-                context.work.worked(Work::Policy, how_it_ended(&result), context.clock.mono().since(began));
-                (key, Done::Looked(result))
-            });
-        }
-    }
-
-    /// Slot and UID of a policy whose planned start may be carried out now. Whatever else is to be decided about the policy
-    /// decides the start as well.
-    fn planned(&self, key: &PolicyKey, now: Timestamp) -> Option<(Timestamp, String)> {
-        if self.queue.contains(key) || self.busy.contains_key(key) {
-            return None;
-        }
-        let (plan, uid) = self.projection.planned(key)?;
-        plan.holds(now).then_some((plan.slot, uid))
-    }
-
-    fn start(&mut self, key: PolicyKey, slot: Timestamp, uid: String) {
-        self.starting += 1;
-        self.busy.insert(key.clone(), false);
-        let due = self.projection.planned(&key).map(|(plan, _)| plan.due);
-        // One plan, one start.
-        self.projection.plan(&key, None);
-        let context = self.context.clone();
-        self.tasks.spawn(async move {
-            let began = context.clock.mono();
-            let result = start(&context, &key, &uid, slot).await;
-            context.work.worked(Work::Start, how_it_ended(&result), context.clock.mono().since(began));
-            if matches!(result, Ok(Started::Created)) {
-                context.tell_start(due);
-            }
-            (key, Done::Started(result))
-        });
-    }
-
-    fn enqueue(&mut self, key: PolicyKey) {
-        if self.term.is_none() {
-            return;
-        }
-        if let Some(dirty) = self.busy.get_mut(&key) {
-            *dirty = true;
-        } else {
-            let key = self.projection.own_key(&key);
-            self.queue.push(key);
-        }
-    }
-
-    /// Takes the result of a task.
-    fn done(&mut self, key: PolicyKey, done: Done) {
-        let dirty = self.busy.remove(&key).unwrap_or(false);
-        let result = match done {
-            Done::Looked(result) => result,
-            Done::Started(result) => {
-                self.starting -= 1;
-                return self.started(key, result, dirty);
-            }
-        };
-        match result {
-            // Whoever leads now, or we in our next term, looks at everything.
-            Err(ApplyError::Deposed) => {}
-            Ok(_) | Err(_) if self.term.is_none() => {}
-            Ok(applied) => {
-                self.failures.remove(&key);
-                self.projection.failures_noted(&key, applied.failures_noted);
-                self.projection.plan(&key, applied.plan);
-                match applied.wake_at {
-                    Some(due) => self.due.set(key.clone(), due),
-                    None => self.due.remove(&key),
-                }
-                if applied.deletes_wait {
-                    self.deletes_wait.insert(key.clone());
-                }
-            }
-            Err(error) => {
-                let failures = self.failures.entry(key.clone()).or_default();
-                *failures = failures.saturating_add(1);
-                let wait = RETRY.0.saturating_mul(1 << (*failures - 1).min(6)).min(RETRY.1);
-                tracing::warn!(policy = %key, %error, ?wait, "a policy could not be worked on and is retried");
-                let now = self.now();
-                self.due.set(key.clone(), now.saturating_add(wait).unwrap_or(Timestamp::MAX));
-            }
-        }
-        if dirty {
-            self.enqueue(key);
-        }
-        self.resume_deletes();
-    }
-
-    /// Takes the result of a planned start.
-    fn started(&mut self, key: PolicyKey, result: Result<Started, ApplyError>, dirty: bool) {
-        if self.term.is_none() {
-            return;
-        }
-        match result {
-            Ok(Started::Created) if !dirty => {
-                let shown = self.now().saturating_add(SHOWN_WITHIN).unwrap_or(Timestamp::MAX);
-                self.due.set(key, shown);
-            }
-            Ok(Started::Created | Started::Exists) => self.enqueue(key),
-            Err(ApplyError::Deposed) => {}
-            Err(error) => {
-                tracing::warn!(policy = %key, %error, "a backup could not be started at once; its policy is looked at");
-                self.enqueue(key);
-            }
-        }
-    }
-
-    fn policy_event(&mut self, event: Event<DeserializeGuard<BackupPolicy>>) {
-        match event {
-            Event::Init => self.projection.policies_listing(),
-            Event::InitDone => {
-                for key in self.projection.policies_listed() {
-                    self.policy_gone(&key);
-                }
-                self.policies_listed.done_once = true;
-                self.all_listed();
-            }
-            Event::InitApply(DeserializeGuard(guarded)) | Event::Apply(DeserializeGuard(guarded)) => {
-                self.policy_applied(guarded.as_ref());
-            }
-            Event::Delete(DeserializeGuard(guarded)) => {
-                let metadata = match &guarded {
-                    Ok(policy) => &policy.metadata,
-                    Err(invalid) => &invalid.metadata,
-                };
-                let key = PolicyKey::new(
-                    metadata.namespace.as_deref().unwrap_or_default(),
-                    metadata.name.as_deref().unwrap_or_default(),
-                );
-                self.projection.policy_gone(&key);
-                self.policy_gone(&key);
-            }
-        }
-    }
-
-    fn policy_applied(&mut self, guarded: Result<&BackupPolicy, &kube::core::error_boundary::InvalidObject>) {
-        match guarded {
-            // Our own status writes come back as well and change nothing.
-            Ok(policy) => {
-                self.context.rules.policy_applied(policy);
-                if self.projection.policy_applied(policy) {
-                    let key = PolicyKey::of(policy);
-                    self.touch_orphans(&key);
-                    self.enqueue(key);
-                }
-            }
-            Err(invalid) => tracing::error!(
-                namespace = invalid.metadata.namespace,
-                policy = invalid.metadata.name,
-                error = invalid.error,
-                "a policy cannot be read and is not scheduled; correct it or reinstall the CRDs of this version"
-            ),
-        }
-    }
-
-    /// Looks at the policies of the namespaces for which other rules hold now.
-    fn rules_changed(&mut self) {
-        let touched = self.context.rules.take_touched();
-        let keys = self.projection.policies().filter(|key| touched.contains(&key.namespace));
-        let keys: Vec<PolicyKey> = keys.cloned().collect();
-        keys.into_iter().for_each(|key| self.enqueue(key));
-        self.touch_orphans_in(&touched);
-        self.all_listed();
-    }
-
-    fn policy_gone(&mut self, key: &PolicyKey) {
-        self.context.rules.policy_gone(key);
-        self.due.remove(key);
-        self.failures.remove(key);
-        self.deletes_wait.remove(key);
-        self.touch_orphans(key);
-    }
-
-    fn backup_event(&mut self, event: Event<Arc<DeserializeGuard<Backup>>>) {
-        match event {
-            Event::Init => self.projection.backups_listing(),
-            Event::InitDone => {
-                for key in self.projection.backups_listed() {
-                    self.backup_changed(Some(key));
-                }
-                self.backups_listed.done_once = true;
-                self.all_listed();
-            }
-            Event::InitApply(backup) | Event::Apply(backup) => {
-                self.backup_applied(backup.0.as_ref());
-            }
-            Event::Delete(backup) => {
-                if let Ok(backup) = &backup.0 {
-                    let touched = self.projection.backup_gone(backup);
-                    self.backup_changed(touched);
-                }
-            }
-        }
-        self.context.set_frozen(self.projection.anything_frozen());
-        self.resume_deletes();
-    }
-
-    fn backup_applied(&mut self, guarded: Result<&Backup, &kube::core::error_boundary::InvalidObject>) {
-        match guarded {
-            Ok(backup) => {
-                let touched = self.projection.backup_applied(backup);
-                if touched.is_some() {
-                    self.doubt_backup(backup);
-                }
-                self.backup_changed(touched);
-            }
-            Err(invalid) => tracing::error!(
-                namespace = invalid.metadata.namespace,
-                backup = invalid.metadata.name,
-                error = invalid.error,
-                "a Backup cannot be read and is not counted; reinstall the CRDs of this version"
-            ),
-        }
-    }
-
-    fn backup_changed(&mut self, policy: Option<PolicyKey>) {
-        let Some(key) = policy else { return };
-        self.touch_orphans(&key);
-        if self.projection.has_policy(&key) {
-            self.enqueue(key);
-        }
-    }
-
-    fn all_listed(&mut self) {
-        if self.listed() && !self.ready.send_replace(true) {
-            let policies = self.projection.policies().count();
-            tracing::info!(policies, "the scheduler has listed all policies and backups");
-            self.begin();
-        }
-    }
-
-    fn resume_deletes(&mut self) {
-        if self.deletes_wait.is_empty() || self.projection.anything_frozen() {
-            return;
-        }
-        for key in std::mem::take(&mut self.deletes_wait) {
-            self.enqueue(key);
-        }
-    }
-}
-
-fn how_it_ended<T>(result: &Result<T, ApplyError>) -> WorkEnd {
-    match result {
-        Ok(_) => WorkEnd::Succeeded,
-        Err(ApplyError::Deposed) => WorkEnd::Deposed,
-        Err(ApplyError::Api { .. } | ApplyError::Conflict | ApplyError::NamesTaken { .. }) => WorkEnd::Failed,
     }
 }
 

@@ -181,7 +181,7 @@ fn backup(name: &str, policy: &str, phase: &str, cut: &str) -> Value {
     })
 }
 
-type Streams = (mpsc::UnboundedReceiver<Guarded<BackupPolicy>>, mpsc::UnboundedReceiver<Shown>);
+type Streams = (mpsc::UnboundedReceiver<Guarded<BackupPolicy>>, mpsc::UnboundedReceiver<BackupEvent>);
 
 /// A scheduler at 2026-11-14T02:00:01Z, its server and its two watches.
 struct World {
@@ -190,7 +190,7 @@ struct World {
     clock: Arc<ManualClock>,
     ready: watch::Receiver<bool>,
     policies: mpsc::UnboundedSender<Guarded<BackupPolicy>>,
-    backups: mpsc::UnboundedSender<Shown>,
+    backups: mpsc::UnboundedSender<BackupEvent>,
     streams: Option<Streams>,
 }
 

@@ -134,6 +134,8 @@ impl Replica {
 impl Drop for Replica {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
+            // Senders that are dropped would ask it to stop, and a runtime that ends still polls some tasks.
+            std::mem::forget(self.stop.take());
             runtime.shutdown_background();
         }
     }
