@@ -384,12 +384,13 @@ impl Snapshots {
         if !marked || (cutting && !self.knobs().sidecar_down) {
             return;
         }
+        let Some(content) = self.as_it_is(GROUP_CONTENTS, content) else { return };
         if content["spec"]["deletionPolicy"] == "Delete" {
             for one in content["status"]["volumeSnapshotInfoList"].as_array().into_iter().flatten() {
                 self.remove_copy(&text(&one["snapshotHandle"])).await;
             }
         }
-        self.change(GROUP_CONTENTS, content, |content| remove_finalizer(content, GROUP_CONTENT_BOUND));
+        self.change(GROUP_CONTENTS, &content, |content| remove_finalizer(content, GROUP_CONTENT_BOUND));
     }
 }
 

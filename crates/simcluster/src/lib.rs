@@ -167,6 +167,7 @@ impl SimCluster {
                 ledger: Mutex::default(),
                 cutting: Mutex::default(),
                 turn: tokio::sync::Mutex::default(),
+                removing: tokio::sync::Mutex::default(),
             });
             tasks.push(tokio::spawn(snapshots.run()));
         }

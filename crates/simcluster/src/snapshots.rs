@@ -30,6 +30,8 @@ pub(crate) const CLASSES_OF_GROUPS: &str = "volumegroupsnapshotclasses.groupsnap
 
 const AS_SOURCE: &str = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection";
 const BOUND: &str = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection";
+/// Says on a content that its snapshot goes, or is gone.
+const BEING_DELETED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
 pub(crate) const CONTENT_BOUND: &str =
     "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
 
@@ -120,6 +122,8 @@ pub(crate) struct Snapshots {
     pub ledger: Mutex<()>,
     pub cutting: Mutex<HashSet<String>>,
     pub turn: tokio::sync::Mutex<()>,
+    /// Held while a copy is removed.
+    pub removing: tokio::sync::Mutex<()>,
 }
 
 impl Snapshots {
@@ -310,11 +314,13 @@ impl Snapshots {
     }
 
     pub(crate) fn is_wanted_in(&self, table: &str, content: &Value) -> bool {
-        let name = text(&content["metadata"]["name"]);
-        self.store.find(table, "", &name).is_some_and(|now| {
-            now["metadata"]["uid"] == content["metadata"]["uid"]
-                && now["metadata"]["deletionTimestamp"].is_null()
-        })
+        self.as_it_is(table, content).is_some_and(|now| now["metadata"]["deletionTimestamp"].is_null())
+    }
+
+    /// A content as it is now, if it is there still.
+    pub(crate) fn as_it_is(&self, table: &str, content: &Value) -> Option<Arc<Value>> {
+        let now = self.store.find(table, "", &text(&content["metadata"]["name"]))?;
+        (now["metadata"]["uid"] == content["metadata"]["uid"]).then_some(now)
     }
 
     /// The cut itself: stop, copy, write the ledger, continue. The answer is the volume and the time of the cut.
@@ -376,8 +382,7 @@ impl Snapshots {
         let own = |content: &Arc<Value>| content["spec"]["volumeSnapshotRef"]["uid"] == *uid;
         if let Some(content) = self.store.all(CONTENTS).into_iter().find(own) {
             self.change(CONTENTS, &content, |content| {
-                content["metadata"]["annotations"]["snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"] =
-                    json!("yes");
+                content["metadata"]["annotations"][BEING_DELETED] = json!("yes");
             });
             if content["spec"]["deletionPolicy"] == "Delete" {
                 let contents = self.resource(CONTENTS)?;
@@ -394,32 +399,35 @@ impl Snapshots {
         Ok(())
     }
 
-    /// A deleted content goes when its snapshot is going too (or never was) and no cut of it is under way.
+    /// A deleted content goes when somebody has said that its snapshot goes, or when it never had one, and no cut of it is under
+    /// way (external-snapshotter 8.6, `shouldDelete` of the sidecar: a missing snapshot alone deletes nothing).
     pub(crate) async fn release_content(&self, content: &Value) {
         let meta = &content["metadata"];
-        let reference = &content["spec"]["volumeSnapshotRef"];
-        let snapshot = self.store.find(SNAPSHOTS, &text(&reference["namespace"]), &text(&reference["name"]));
-        let held = snapshot.is_some_and(|snapshot| {
-            snapshot["metadata"]["uid"] == reference["uid"]
-                && snapshot["metadata"]["deletionTimestamp"].is_null()
-        });
+        let spec = &content["spec"];
+        let never_bound =
+            spec["source"]["snapshotHandle"].is_string() && spec["volumeSnapshotRef"]["uid"].is_null();
+        let held = !never_bound && meta["annotations"][BEING_DELETED].is_null();
         let cutting =
             self.cutting.lock().unwrap_or_else(PoisonError::into_inner).contains(&text(&meta["uid"]));
         // A sidecar that is down never began: nothing can be lost.
         if held || (cutting && !self.knobs().sidecar_down) {
             return;
         }
+        // Its cut may have ended since this content was read.
+        let Some(content) = self.as_it_is(CONTENTS, content) else { return };
         let handle = text(&content["status"]["snapshotHandle"]);
         // The data of a group's member goes with the group alone.
         let member = content["status"]["volumeGroupSnapshotHandle"].is_string();
         if content["spec"]["deletionPolicy"] == "Delete" && !handle.is_empty() && !member {
             self.remove_copy(&handle).await;
         }
-        self.change(CONTENTS, content, |content| remove_finalizer(content, CONTENT_BOUND));
+        self.change(CONTENTS, &content, |content| remove_finalizer(content, CONTENT_BOUND));
     }
 
-    /// Removes a copy, and says so in the ledger.
+    /// Removes a copy, and says so in the ledger; whoever asks for the same one meanwhile waits, and finds nothing.
     pub(crate) async fn remove_copy(&self, handle: &str) {
+        // `remove_dir_all` answers both of two that run at once with success.
+        let _one_at_a_time = self.removing.lock().await;
         let gone = tokio::fs::remove_dir_all(self.root.join("snapshots").join(handle)).await;
         if gone.is_ok() {
             let _ = self.write_ledger(&LedgerEntry {

@@ -279,3 +279,35 @@ async fn nothing_is_cut_while_the_sidecar_is_down_and_what_was_given_up_meanwhil
     assert_eq!(cluster.ledger().len(), 2);
     end(cluster).await;
 }
+
+/// The end of a cut and the change of its content both look whether the content can go.
+#[tokio::test]
+async fn a_copy_of_a_content_that_was_deleted_during_its_cut_is_removed_once() {
+    let cluster = full("once").await;
+    create(&claims(&cluster), claim("data", None)).await;
+    let volume = bound(&cluster, "data").await;
+    for directory in 0..200 {
+        std::fs::create_dir(volume.join(directory.to_string())).unwrap();
+    }
+    cluster.set_knobs(Knobs { pre_cut_delay: Duration::from_millis(200), ..Knobs::default() });
+    let names: Vec<String> = (0..8).map(|number| format!("midway-{number}")).collect();
+    for name in &names {
+        create(&snapshots(&cluster), snapshot(name, "data")).await;
+    }
+    for name in &names {
+        eventually("its content is there", async || {
+            let now = snapshots(&cluster).get(name).await.unwrap();
+            now.data["status"]["boundVolumeSnapshotContentName"].is_string().then_some(())
+        })
+        .await;
+        snapshots(&cluster).delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    eventually("no content is left", async || {
+        let left = contents(&cluster).list(&kube::api::ListParams::default()).await.unwrap().items;
+        left.is_empty().then_some(())
+    })
+    .await;
+    let of = |event: &str| cluster.ledger().iter().filter(|entry| entry.event == event).count();
+    assert_eq!((of("delete"), of("cut")), (8, 8));
+    end(cluster).await;
+}
