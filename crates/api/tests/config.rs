@@ -107,7 +107,16 @@ fn shipped_templates_and_first_samples_lint_clean() {
             documents(&file).into_iter().filter(|document| document["kind"] == "ClusterHookTemplate")
         {
             let template: ClusterHookTemplate = serde_json::from_value(document).unwrap();
-            assert_eq!(validate::advice(&template.spec.0), [], "{}", file.display());
+            let advice = validate::advice(&template.spec.0);
+            if ["rabbitmq", "kafka-cluster", "minio", "neo4j"]
+                .contains(&template.metadata.name.as_deref().unwrap())
+            {
+                // Their vendors support no copy of what runs, and the templates claim none.
+                let rules: Vec<_> = advice.iter().map(|advice| advice.rule).collect();
+                assert_eq!(rules, ["NothingProven"]);
+            } else {
+                assert_eq!(advice, [], "{}", file.display());
+            }
         }
     }
     for name in ["first-policy", "office-hours-policy", "restore", "backup-manual", "namespace-optin", "rule"]
@@ -149,8 +158,11 @@ fn shipped_templates_resolve_with_their_defaults() {
             .filter_map(|rest| rest.split_once("}}").map(|(name, _)| name.to_owned()))
             .filter(|name| !template::placeholder::RUN_TIME.contains(&name.as_str()))
             .filter(|name| name != template::placeholder::BLOCKER)
+            .filter(|name| !recipe.recover.iter().any(|recover| recover.needs.contains(name)))
             .collect();
         assert_eq!(left, Vec::<String>::new(), "{name}");
+        // A run judges what it would run, which has values where the file has placeholders.
+        assert_eq!(validate::recipe(&resolved, "ClusterHookTemplate", &name), [], "{name}");
         assert_eq!(template::digest(&resolved).len(), 64);
     }
 }
@@ -163,11 +175,42 @@ fn the_usual_images_find_their_template() {
         ("postgres:17", Some("postgresql")),
         ("docker.io/bitnami/postgresql:15", Some("postgresql")),
         ("postgis/postgis:16-3.4", Some("postgresql")),
+        ("cloudnative-pg/postgresql:17.5", Some("postgresql")),
+        ("zalando/spilo-17:4.0-p2", Some("postgresql")),
+        ("crunchydata/crunchy-postgres:ubi9-17", Some("postgresql")),
+        ("mysql/community-server:8.4", Some("mysql")),
+        ("percona/percona-server-mongodb:8.0", Some("mongodb")),
+        ("docker.io/bitnami/mariadb:11.4", Some("mariadb")),
         ("mariadb:11.4", Some("mariadb")),
         ("cluster.local/mariadb:1", Some("mariadb")),
-        ("mysql:8.4", None),
+        ("mysql:8.4", Some("mysql")),
+        ("percona/percona-server:8.0", Some("mysql")),
+        ("docker.io/bitnami/redis:7.4", Some("redis")),
+        ("valkey/valkey:9-alpine", Some("valkey")),
+        ("mongo:8", Some("mongodb")),
+        ("mongodb/mongodb-community-server:8.0-ubi9", Some("mongodb")),
+        ("cassandra:5.0", Some("cassandra")),
+        ("k8ssandra/cass-management-api:5.0.4-ubi", Some("cassandra")),
+        ("quay.io/coreos/etcd:v3.5.30", Some("etcd")),
+        ("rabbitmq:4-management", Some("rabbitmq")),
+        ("registry.example/mssql/server:2022-latest", Some("sqlserver")),
+        ("registry.example/database/free:latest", Some("oracle")),
+        ("gvenzl/oracle-free:23-slim", Some("oracle")),
+        ("registry.example/elasticsearch/elasticsearch:8.17.0", Some("elasticsearch")),
+        ("opensearchproject/opensearch:2.19.1", Some("opensearch")),
+        ("apache/kafka:3.9.0", Some("kafka")),
+        ("confluentinc/cp-kafka:7.6.0", Some("kafka")),
+        ("clickhouse/clickhouse-server:25.3", Some("clickhouse")),
+        ("cockroachdb/cockroach:v25.1.0", Some("cockroachdb")),
+        ("neo4j:5-community", Some("neo4j")),
+        ("minio/minio:latest", Some("minio")),
+        ("influxdb:1.8-alpine", Some("influxdb")),
+        ("bitnami/redis-exporter", None),
+        ("bitnami/mongodb-exporter", None),
         ("prom/mysqld-exporter", None),
         ("prometheuscommunity/postgres-exporter", None),
+        ("danielqsj/kafka-exporter", None),
+        ("prometheuscommunity/elasticsearch-exporter", None),
     ] {
         let found = template::detect(&[image], catalog()).map(|found| found.template);
         assert_eq!(found.as_deref(), expected, "{image}");
