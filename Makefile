@@ -12,11 +12,27 @@ root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env "PATH=$$PATH" "
 # Images of the end-to-end tests: name, Debian suite, packages.
 postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
+# Further ones of the suite of templates; some are completed by tests/cluster/images.
+template-images := redis valkey sqlite etcd mysql mariadb-trixie postgres-trixie rabbitmq cassandra mongodb db2-look-alike postgres-14 postgres-18
+image-redis := trixie redis-server redis-tools python3
+image-valkey := trixie valkey-server valkey-tools python3
+image-sqlite := bookworm sqlite3 python3
+image-etcd := trixie etcd-server etcd-client python3
+image-mysql := sid mysql-server-core mysql-client-core python3 python3-pymysql
+image-mariadb-trixie := trixie mariadb-server-core mariadb-client-core python3-pymysql
+image-postgres-trixie := trixie postgresql-17 python3-psycopg2
+image-postgres-14 := trixie postgresql-client-17 python3-psycopg2
+image-postgres-18 := trixie postgresql-client-17 python3-psycopg2
+image-rabbitmq := trixie rabbitmq-server python3
+image-cassandra := bookworm openjdk-17-jre-headless python3-cassandra
+image-mongodb := trixie nodejs python3
+image-db2-look-alike := bookworm python3 procps
 
 # Which cases `make e2e` runs with the controller in the cluster as well: words of their names.
 in-cluster ?= in-cluster crds story
-# Which faults and which scenarios: words of their names; all without.
+# Which faults, which scenarios, which templates: words of their names; all without.
 faults ?=
+templates ?=
 bench ?=
 cases ?=
 
@@ -44,6 +60,16 @@ $(root) $(cluster) up
 $(root) $(cluster) debian-image $(postgres)
 $(root) $(cluster) debian-image $(mariadb)
 endef
+
+define newline
+
+
+endef
+# Those of `images`: all, unless told.
+images ?= $(template-images)
+define import-templates
+$(foreach name,$(images),$(root) $(cluster) debian-image $(name) $(image-$(name))$(newline))
+endef
 # The static binary of the image: the target with musl brings its own C library; `ring` has C to compile as well.
 static-target = $(shell uname -m)-unknown-linux-musl
 define static-binary
@@ -63,7 +89,7 @@ endef
 # follow an `up` on a machine that had no cluster.
 cluster-exists := { [ -e /run/stillpoint-cluster ] || [ -d "$${STILLPOINT_CLUSTER_HOME:-$$HOME/.cache/stillpoint/cluster}/state" ]; }
 
-.PHONY: help setup build image test rules fuzz soak mutations demo demo-test demo-cluster cluster e2e e2e-incluster e2e-faults bench-freeze bench-scale lint clean
+.PHONY: help setup build image test rules fuzz soak mutations demo demo-test demo-cluster cluster e2e e2e-incluster e2e-faults e2e-templates bench-freeze bench-scale lint clean
 
 help: ## These lines
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -96,7 +122,7 @@ image: setup ## The static binary for the image, in target/image; then docker bu
 test: setup ## Format, lints, and all tests that need no cluster
 	$(cargo) fmt --all --check
 	$(cargo) clippy --locked --workspace --all-targets -- -D warnings
-	$(cargo) clippy --locked -p stillpoint-e2e --test e2e --test faults --test bench -- -D warnings
+	$(cargo) clippy --locked -p stillpoint-e2e --test e2e --test faults --test templates --test bench -- -D warnings
 	$(cargo) test --locked --workspace --no-fail-fast
 	$(check-rules)
 
@@ -132,10 +158,12 @@ cluster: setup ## Start the real single-node Kubernetes and import its images; `
 
 # A cluster that was up before stays up. There is no $$(MAKE) in here: with .ONESHELL `make -n` would run all of it.
 e2e: profile = dev
+# Of the templates the rows that are marked `short`; `make e2e-templates` has all.
+e2e: images = redis sqlite
 e2e: setup ## End-to-end tests on the real cluster; one that it started is ended, unless KEEP=1
 	@$(cargo) build --locked -p stillpoint
 	$(static-binary)
-	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e --test faults
+	$(cargo) test --locked --no-run -p stillpoint-e2e --test e2e --test faults --test templates
 	$(cargo) test --locked --no-run -p stillpoint-api --test server
 	$(unpack-prometheus)
 	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
@@ -147,6 +175,8 @@ e2e: setup ## End-to-end tests on the real cluster; one that it started is ended
 	$(root) $(cluster) image stillpoint "$$image" /stillpoint
 	$(root) env CONTROLLER=in-cluster $(cargo) test --locked -p stillpoint-e2e --test e2e -- $(in-cluster) || failed=1
 	$(root) env KILLS=$${KILLS:-16} SEED=$${SEED:-5} STOP_SECONDS=$${STOP_SECONDS:-20} $(cargo) test --locked -p stillpoint-e2e --test faults -- $(or $(faults),'!stopped') || failed=1
+	$(import-templates)
+	$(root) $(cargo) test --locked -p stillpoint-e2e --test templates -- short || failed=1
 	exit $$failed
 
 e2e-incluster: profile = dev
@@ -165,6 +195,14 @@ e2e-faults: setup ## Kill every part at random instants around the freeze: KILLS
 	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
 	$(start-cluster)
 	$(root) $(cargo) test --locked -p stillpoint-e2e --test faults -- $(faults)
+
+e2e-templates: setup ## Every template in pods of the real cluster: templates='redis disk', images='redis' makes fewer; ends a cluster it started
+	@$(cargo) build --locked -p stillpoint
+	$(cargo) test --locked --no-run -p stillpoint-e2e --test templates
+	if ! $(cluster-exists) && [ -z "$${KEEP:-}" ]; then trap '$(root) $(cluster) down' EXIT; fi
+	$(start-cluster)
+	$(import-templates)
+	$(root) $(cargo) test --locked -p stillpoint-e2e --test templates -- $(templates)
 
 bench-freeze: setup ## Figures of the freeze with a release build: RUNS=50 of each scenario; ends a cluster it started
 	@$(cargo) build --locked --release -p stillpoint

@@ -204,7 +204,16 @@ pub async fn not_csi(world: &mut World) -> Outcome {
     let wait = ["-n", MARIADB, "wait", "--for=condition=Ready", "pod/host-path", "--timeout=60s"];
     world.cluster.kubectl(&wait, None).await?.good("wait for the pod")?;
     let told = Told { reason: "NotCsi", words: &["host-path", "exclude"] };
-    let spec = once(&applications(application(&json!({"selector": {"matchLabels": {"app": "host-path"}}}))));
+    // There is no server in the pod to ask for its role.
+    own_template(world, "without-role", |template| {
+        if let Some(target) = template["spec"]["target"].as_object_mut() {
+            target.remove("role");
+        }
+    })
+    .await?;
+    let mut claims = own("without-role");
+    claims["selector"] = json!({"matchLabels": {"app": "host-path"}});
+    let spec = once(&applications(application(&claims)));
     let outcome = refused(world, MARIADB, "not-csi", spec, &told).await;
     let gone = ["-n", MARIADB, "delete", "pod/host-path", "pvc/host-path", "--wait=true", "--timeout=60s"];
     world.cluster.kubectl(&gone, None).await?.good("delete the pod")?;
@@ -247,7 +256,11 @@ pub async fn client_missing(world: &mut World) -> Outcome {
     world.database(MARIADB, Engine::Mariadb, None).await?;
     world.controller().await?;
     own_template(world, "no-client", |template| {
-        template["spec"]["freeze"]["session"]["command"][0] = json!("no-such-client");
+        // The shell that reads the password comes first; the client is the last argument of that name.
+        let command = template["spec"]["freeze"]["session"]["command"].as_array_mut();
+        if let Some(client) = command.and_then(|words| words.iter_mut().rfind(|word| **word == "mariadb")) {
+            *client = json!("no-such-client");
+        }
     })
     .await?;
     let told = Told { reason: "ClientMissing", words: &["no-such-client", "container"] };

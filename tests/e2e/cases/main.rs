@@ -102,6 +102,7 @@ const CASES: &[Case] = cases![
     "data-stays-and-the-objective-moves-back-when-a-snapshot-is-deleted" => retention::deletion_of_a_snapshot,
     "data-stays-when-a-policy-is-deleted-and-its-successor-prunes" => retention::deletion_of_a_policy,
     "data-stays-when-a-held-backup-is-deleted" => retention::deletion_of_a_held_backup,
+    "a-content-without-its-snapshot-is-swept" => retention::orphaned_content,
     "an-abandoned-backup-leaves-its-data" => retention::abandon,
     "rules-refuse-pace-and-stamp" => rules::decide,
     "storage-not-trusted" => faults::storage_not_trusted [Process: "it starts a controller that trusts no storage"],

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use stillpoint_api::Backup;
 use stillpoint_api::backup::{ABANDON_ANNOTATION, BACKUP_LABEL, NAMESPACE_LABEL, READY, SNAPSHOT_DELETED};
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
-use stillpoint_e2e::install::product;
+use stillpoint_e2e::install::product_again;
 use stillpoint_e2e::load::Engine;
-use stillpoint_e2e::wait::{Look, until};
+use stillpoint_e2e::wait::{Look, now_micros, until};
 use stillpoint_e2e::world::{MARIADB, MARIADB_LOG, World};
-use stillpoint_e2e::{Outcome, Present as _, ensure, point};
+use stillpoint_e2e::{Outcome, Present as _, Problem, ensure, point};
 
 use crate::mariadb::by_hand;
 use crate::postgres::sample;
@@ -59,6 +59,55 @@ async fn data_gone(world: &World, handle: &str) -> Outcome {
         Ok(Look::at(world.cluster.ledger.deleted(handle)?.then_some(()), handle))
     })
     .await
+}
+
+/// A content that the snapshot controller made after its snapshot had gone, as it does when it had not seen the deletion: the
+/// sweep at the controller's start removes it with its data, and leaves the point and a content of somebody else alone.
+pub async fn orphaned_content(world: &mut World) -> Outcome {
+    set_up(world, "orphaned").await?;
+    let (name, handle) = taken(world, "orphaned").await?;
+    world.stop_controller().await?;
+    let contents: Api<VolumeSnapshotContent> = Api::all(world.cluster.client.clone());
+    let point = world.contents_of(MARIADB, &name).await?.into_iter().next().present("the point's content")?;
+    let snapshot = point.spec.volume_snapshot_ref.name.clone().present("its snapshot")?;
+    let of_same_attempt = format!("{}00000000", snapshot.get(..snapshot.len() - 8).present("its stem")?);
+    let mut orphans = Vec::new();
+    for (content, snapshot) in
+        [("orphan-of-ours", of_same_attempt), ("orphan-of-another", "nightly".to_owned())]
+    {
+        // Never used before: the driver names its snapshot after it, and its ledger keeps what was deleted.
+        let uid = format!("00000000-0000-0000-{:04}-{:012}", orphans.len(), now_micros() % 1_000_000_000_000);
+        let object = json!({
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent", "metadata": {"name": content},
+            "spec": {
+                "deletionPolicy": "Delete", "driver": point.spec.driver, "source": point.spec.source,
+                "volumeSnapshotClassName": point.spec.volume_snapshot_class_name,
+                "volumeSnapshotRef": {
+                    "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "namespace": MARIADB,
+                    "name": snapshot, "uid": uid,
+                },
+            },
+        });
+        contents.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        let what = format!("{content} to be cut");
+        let cut = until(&what, DELETED_WITHIN, async || {
+            let handle = contents.get(content).await?.status.and_then(|status| status.snapshot_handle);
+            Ok(Look::at(handle, "no handle yet"))
+        });
+        orphans.push(cut.await?);
+    }
+    let [ours, another] = orphans.as_slice() else { return Err(Problem("two were made".into())) };
+    world.controller().await?;
+    until("the orphan to be gone", DELETED_WITHIN, async || {
+        let there = contents.get_opt("orphan-of-ours").await?;
+        Ok(Look::at(there.is_none().then_some(()), "it is there"))
+    })
+    .await?;
+    data_gone(world, ours).await?;
+    for (whose, handle) in [("the point", &handle), ("somebody else", another)] {
+        ensure!(!world.cluster.ledger.deleted(handle)?, "the data of {whose} is gone");
+    }
+    world.delete_content("orphan-of-another").await
 }
 
 /// `retention.last: 2`: of four points the older two go, with their data; the newer two stay.
@@ -198,7 +247,7 @@ pub async fn deletion_of_a_held_backup(world: &mut World) -> Outcome {
     hold(serde_json::Value::Null).await?;
     gone(world, &backups, &name).await?;
     data_gone(world, &handle).await?;
-    product(&world.cluster, world.place).await
+    product_again(&world.cluster, world.place).await
 }
 
 /// A namespace takes its Backups along and not their data, which is found by the label of the contents.
@@ -239,7 +288,7 @@ pub async fn deletion_of_the_definition(world: &mut World) -> Outcome {
     ensure!(kept.iter().all(|one| one.metadata.deletion_timestamp.is_none()), "a content is being deleted");
     ensure!(kept.len() == 1 && world.snapshots_of(MARIADB, &name).await?.len() == 1, "not all is left");
     ensure!(!world.cluster.ledger.deleted(&handle)?, "the data of {name} went with the definition");
-    product(&world.cluster, world.place).await?;
+    product_again(&world.cluster, world.place).await?;
     let (after, _) = taken(world, "undefined").await?;
     ensure!(after != name, "no new Backup");
     ensure!(!world.cluster.ledger.deleted(&handle)?, "the data of {name} went after all");

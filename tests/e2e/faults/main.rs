@@ -32,8 +32,8 @@ use crate::database::{Database, NAMESPACES};
 use crate::plan::{Fault, Shot, campaign};
 use crate::volley::Hit;
 
-/// No fault may hang the campaign.
-const VOLLEY_WITHIN: Duration = Duration::from_secs(360);
+/// No fault may hang the campaign; the longest waits for a sweep.
+const VOLLEY_WITHIN: Duration = Duration::from_secs(720);
 /// Copies are checked after so many faults, and at the end.
 const CHECK_EVERY: usize = 25;
 

@@ -24,7 +24,7 @@ use crate::process::{processes_in, send_signal};
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, ensure};
 
-const DEPLOYMENT: &str = "deployment/stillpoint-controller";
+pub(crate) const DEPLOYMENT: &str = "deployment/stillpoint-controller";
 /// The pods of the Deployment.
 pub const PODS: &str = "app.kubernetes.io/name=stillpoint-controller";
 /// As deploy/base has it.

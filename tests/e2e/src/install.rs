@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, documents};
-use crate::controller::Place;
+use crate::controller::{NAMESPACE, Place};
+use crate::deployed::DEPLOYMENT;
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, Problem};
 
@@ -21,6 +22,20 @@ const TEMPLATES: [&str; 2] = ["postgresql", "mariadb"];
 /// # Errors
 /// An object was refused, or is not served in time.
 pub async fn product(cluster: &Cluster, place: Place) -> Outcome {
+    install(cluster, place, "0").await
+}
+
+/// Puts back what a case took away. A Deployment keeps its replicas: they run all the time.
+///
+/// # Errors
+/// As [`product`].
+pub async fn product_again(cluster: &Cluster, place: Place) -> Outcome {
+    let ask = ["-n", NAMESPACE, "get", DEPLOYMENT, "--ignore-not-found", "-o", "jsonpath={.spec.replicas}"];
+    let now = cluster.kubectl(&ask, None).await?.good("read the Deployment's replicas")?;
+    install(cluster, place, &now).await
+}
+
+async fn install(cluster: &Cluster, place: Place, replicas: &str) -> Outcome {
     let built = cluster.kubectl(&["kustomize", "deploy/base"], None).await?.good("kustomize deploy/base")?;
     let (definitions, rest): (Vec<Value>, Vec<Value>) =
         documents(&built)?.into_iter().partition(|object| object["kind"] == "CustomResourceDefinition");
@@ -37,7 +52,7 @@ pub async fn product(cluster: &Cluster, place: Place) -> Outcome {
         match (object["kind"].as_str(), place) {
             (Some("Deployment" | "PodDisruptionBudget"), Place::Process) => continue,
             (Some("Deployment"), Place::InCluster) => {
-                object["spec"]["replicas"] = json!(0);
+                object["spec"]["replicas"] = json!(replicas.trim().parse().unwrap_or(0));
                 let container = &mut object["spec"]["template"]["spec"]["containers"][0];
                 container["image"] = json!(IMAGE);
                 container["imagePullPolicy"] = json!("Never");

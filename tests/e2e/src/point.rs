@@ -7,7 +7,7 @@ use stillpoint_api::backup::{
     BACKUP_LABEL, BACKUP_UID_LABEL, CONSISTENCY_ANNOTATION, FINISHED, NAMESPACE_LABEL, POLICY_LABEL, Phase,
     SUCCEEDED,
 };
-use stillpoint_api::evidence::{Consistency, Offset};
+use stillpoint_api::evidence::{Consistency, MemberEvidence, Offset};
 use stillpoint_api::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 
 use crate::cluster::Cluster;
@@ -34,13 +34,12 @@ pub fn outcome_of(backup: &Backup) -> String {
         .map_or("no condition".to_owned(), |condition| format!("{}: {}", condition.reason, condition.message))
 }
 
-/// Checks a point of one member against the ledger and its snapshot objects.
+/// Checks a point against the ledger and its snapshot objects.
 ///
 /// # Errors
 /// What does not hold.
 pub async fn verify(cluster: &Cluster, backup: &Backup) -> Outcome<Instants> {
     let name = backup.name_any();
-    let namespace = backup.namespace().unwrap_or_default();
     let status = backup.status.as_ref().present("the Backup's status")?;
     ensure!(status.phase == Phase::Succeeded, "{name} is {:?}: {}", status.phase, outcome_of(backup));
     ensure!(status.consistency == Some(Consistency::Application), "{name} is {:?}", status.consistency);
@@ -64,24 +63,39 @@ pub async fn verify(cluster: &Cluster, backup: &Backup) -> Outcome<Instants> {
     let cut_end = at(window.cut_end, "window.cutEnd")?;
     let thaw_sent = at(window.thaw_sent, "window.thawSent")?;
     let frozen = at(window.locked, "window.locked")?;
-    ensure!(status.members.len() == 1, "{name} has {} members, not one", status.members.len());
-    let member = status.members.first().present("the member")?;
-    let uid = member.volume_snapshot_uid.as_deref().present("members[0].volumeSnapshotUID")?;
-    let cut = cluster.ledger.cut_of(uid)?;
-    ensure!(
-        cut_start <= cut.from && cut.to <= thaw_sent,
-        "{name}: the true cut {}..{} is outside of [{cut_start}, {thaw_sent}]",
-        cut.from,
-        cut.to
-    );
+    ensure!(!status.members.is_empty(), "{name} has no member");
+    let mut cuts = Vec::new();
+    for member in &status.members {
+        let uid = member.volume_snapshot_uid.as_deref().present("volumeSnapshotUID of a member")?;
+        let cut = cluster.ledger.cut_of(uid)?;
+        ensure!(
+            cut_start <= cut.from && cut.to <= thaw_sent,
+            "{name}: the true cut {}..{} of {} is outside of [{cut_start}, {thaw_sent}]",
+            cut.from,
+            cut.to,
+            member.claim_name
+        );
+        cuts.push(cut);
+    }
     let point = status.cut.as_ref().present("status.cut")?.0;
     ensure!(
         cut_start <= point && point <= cut_end,
         "{name}: status.cut {point} is outside of [{cut_start}, {cut_end}]"
     );
 
+    for member in &status.members {
+        objects(cluster, backup, member).await?;
+    }
+    let cut = cuts.into_iter().next().present("the cut of a member")?;
+    Ok(Instants { cut, frozen: frozen.as_microsecond(), thaw_sent: thaw_sent.as_microsecond() })
+}
+
+/// Checks the snapshot objects of one member.
+async fn objects(cluster: &Cluster, backup: &Backup, member: &MemberEvidence) -> Outcome {
+    let name = backup.name_any();
+    let namespace = backup.namespace().unwrap_or_default();
     let contents: Api<VolumeSnapshotContent> = Api::all(cluster.client.clone());
-    let content = contents.get(member.content.as_deref().present("members[0].content")?).await?;
+    let content = contents.get(member.content.as_deref().present("content of a member")?).await?;
     ensure!(
         content.spec.deletion_policy == "Retain",
         "{name}: the content is {}",
@@ -113,5 +127,5 @@ pub async fn verify(cluster: &Cluster, backup: &Backup) -> Outcome<Instants> {
     let snapshot = snapshots.get(&member.volume_snapshot).await?;
     let labelled = snapshot.labels().get(BACKUP_LABEL);
     ensure!(labelled == Some(&name), "{name}: the snapshot's label {BACKUP_LABEL} is {labelled:?}");
-    Ok(Instants { cut, frozen: frozen.as_microsecond(), thaw_sent: thaw_sent.as_microsecond() })
+    Ok(())
 }

@@ -314,7 +314,11 @@ impl World {
     /// It cannot be deleted.
     pub async fn delete_content(&self, name: &str) -> Outcome {
         let contents: Api<VolumeSnapshotContent> = Api::all(self.cluster.client.clone());
-        let delete = Patch::Merge(json!({"spec": {"deletionPolicy": "Delete"}}));
+        // Where its snapshot is gone the sidecar deletes nothing unless somebody says so.
+        let delete = Patch::Merge(json!({
+            "metadata": {"annotations": {"snapshot.storage.kubernetes.io/volumesnapshot-being-deleted": "yes"}},
+            "spec": {"deletionPolicy": "Delete"},
+        }));
         contents.patch(name, &PatchParams::default(), &delete).await?;
         contents.delete(name, &DeleteParams::default()).await?;
         Ok(())

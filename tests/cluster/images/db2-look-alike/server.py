@@ -1,0 +1,1 @@
+../../../servers/look-alikes/db2/server.py

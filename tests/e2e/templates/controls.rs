@@ -1,0 +1,93 @@
+//! Copies that must not pass: they show that the suite sees a loss where there is one.
+
+use std::time::Duration;
+
+use stillpoint_e2e::load::Bounds;
+use stillpoint_e2e::world::World;
+use stillpoint_e2e::{Outcome, ensure, fail};
+
+use crate::proof::GOES_ON_WITHIN;
+use crate::rows::Control;
+use crate::site::{Copied, Site};
+
+/// Chance decides what a cut finds: of so many one must be bad.
+const TRIES: u32 = 5;
+/// What SQLite says of a file that lost pages which were written and not synced.
+const UNREADABLE: &str = "malformed";
+
+const DATA: &str = "data-server-0";
+const SECOND: &str = "second-server-0";
+/// Between the two cuts the server writes its pages: at most 3 s after the first it begins, and it takes about 2 s (measured).
+const BETWEEN: Duration = Duration::from_secs(7);
+
+/// The data, later the log, both while the lock of a line is held, judged as if that were a hold.
+async fn apart(site: &Site, name: &str, lock: &str) -> Outcome<Copied> {
+    let mut held = site.block(lock).await?;
+    let (log, data) = (format!("{name}-log"), format!("{name}-data"));
+    let (_, asked, _) = site.bare_cut(&data, DATA).await?;
+    tokio::time::sleep(BETWEEN).await;
+    let (_, _, ready) = site.bare_cut(&log, SECOND).await?;
+    ensure!(held.try_wait()?.is_none(), "the lock ended before the second cut");
+    tokio::time::timeout(GOES_ON_WITHIN, held.wait()).await??;
+    let bounds = Bounds { acked_before: ready, started_after: asked, cut: None };
+    let copied = site.checked(&[data.clone(), log.clone()], "", &bounds).await;
+    for cut in [log, data] {
+        site.remove_cut(&cut).await?;
+    }
+    copied
+}
+
+/// The lines of a server's log that say why it ended.
+fn last_words(log: &str) -> String {
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("[ERROR]")).take(2).collect();
+    if said.is_empty() { log.chars().take(300).collect() } else { said.join("; ") }
+}
+
+/// Cuts and checks until a copy does not pass; what was wrong with it, and at which try.
+///
+/// # Errors
+/// Every copy passed.
+pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<String> {
+    for attempt in 1..=TRIES {
+        let name = format!("control-{attempt}");
+        if let Control::Apart(lock) = control {
+            match apart(site, &name, lock).await? {
+                Copied::Exact(_) => continue,
+                Copied::Wrong { checked, words } => {
+                    return Ok(format!(
+                        "at try {attempt}: {} of {} commits are missing; {words}",
+                        checked.missing, checked.expected
+                    ));
+                }
+                Copied::Dead(words) => return Ok(format!("at try {attempt}: {}", last_words(&words))),
+            }
+        }
+        let (uid, asked, ready) = site.bare_cut(&name, DATA).await?;
+        let truth = world.cluster.ledger.cut_of(&uid)?;
+        let bounds = match control {
+            // As if FROZEN had come before the request and THAW had been sent after the answer.
+            Control::Unheld => Bounds { acked_before: ready, started_after: asked, cut: None },
+            Control::Undurable => Bounds::observed(&truth),
+            Control::Apart(_) => fail!("it was judged above"),
+            Control::Nothing(why) => return Ok(why.to_owned()),
+        };
+        let copied = site.checked(std::slice::from_ref(&name), "", &bounds).await?;
+        site.remove_cut(&name).await?;
+        match copied {
+            Copied::Exact(_) => {}
+            Copied::Wrong { checked, words }
+                if checked.missing + checked.impossible > 0 || words.contains(UNREADABLE) =>
+            {
+                return Ok(format!(
+                    "at try {attempt}: of {} commits {} are missing, {} are there that cannot be; {words}",
+                    checked.expected, checked.missing, checked.impossible
+                ));
+            }
+            // A load that cannot reach the server shows nothing.
+            Copied::Wrong { words, .. } => fail!("it failed for another reason: {words}"),
+            // An atomic cut always starts: this is a fault, and not the loss that was to be shown.
+            Copied::Dead(words) => fail!("the server does not run on an atomic cut: {words}"),
+        }
+    }
+    fail!("{TRIES} copies of {control:?} passed: either nothing is lost there, or the suite does not see it")
+}
