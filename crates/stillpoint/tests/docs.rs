@@ -11,8 +11,17 @@ use std::process::{Command, Output, Stdio};
 use stillpoint_executor::storage::{StorageTable, TrustFile};
 
 /// Folders with documents, beside the root itself.
-const FOLDERS: [&str; 7] =
-    ["docs", "docs/design", "docs/runbooks", "dashboards", "crates/simcluster", "tests/cluster", "tests/e2e"];
+const FOLDERS: [&str; 9] = [
+    "docs",
+    "docs/design",
+    "docs/runbooks",
+    "docs/templates",
+    "tests/servers",
+    "dashboards",
+    "crates/simcluster",
+    "tests/cluster",
+    "tests/e2e",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
