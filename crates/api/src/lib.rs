@@ -11,6 +11,7 @@ pub mod crd;
 pub mod duration;
 pub mod evidence;
 pub mod group_snapshot;
+pub mod outcome;
 pub mod policy;
 pub mod restore;
 pub mod rule;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use kube::api::PostParams;
 use stillpoint_api::backup::{JournalEntry, JournalKind, Phase};
 use stillpoint_api::clock::Mono;
+use stillpoint_api::outcome::HookPhase;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{debug, info, warn};
 
@@ -21,7 +22,7 @@ use crate::exec::{ExecSender, Outcome, run_once};
 use crate::hold::{Nonce, SystemEntropy, trial};
 use crate::hook_results;
 use crate::journal::{Journal, JournalError};
-use crate::observer::{HookPhase, RunLabels};
+use crate::observer::RunLabels;
 use crate::ownership::ClaimNews;
 use crate::pod_watch::PodWatch;
 use crate::resolve::{Resolution, RunHold, pods};

@@ -3,9 +3,9 @@
 //! Pure. A part that was given up because something else failed has no result: who failed has one.
 
 use stillpoint_api::evidence::HoldEvidence;
+use stillpoint_api::outcome::{HookPhase, HookResult};
 
 use crate::exec::{ExecError, OneShot, Outcome, Unknown};
-use crate::observer::{HookPhase, HookResult};
 use crate::run::{Abort, End, Reason};
 
 /// How the parts of a hold went that were begun.

@@ -4,65 +4,7 @@
 
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
-
-use crate::verdict::Violation;
-
-/// A phase of a hook, for its duration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HookPhase {
-    /// The heavy work before the freeze.
-    Prepare,
-    /// FREEZE sent to FROZEN received.
-    Acquire,
-    /// FROZEN received to the thaw sent.
-    Hold,
-    /// The thaw sent to THAWED received.
-    Thaw,
-}
-
-impl HookPhase {
-    /// The metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Prepare => "prepare",
-            Self::Acquire => "acquire",
-            Self::Hold => "hold",
-            Self::Thaw => "thaw",
-        }
-    }
-}
-
-/// How a part of a hook went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HookResult {
-    /// As it should.
-    Succeeded,
-    /// It ended, or was lost, before it was done.
-    Failed,
-    /// It was not done in its time; of a lock also: it was refused.
-    Timeout,
-    /// Its command could not be run, or was not there.
-    ExecError,
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RunResult {
-    /// A recovery point.
-    Succeeded,
-    /// None.
-    Failed,
-}
-
-impl RunResult {
-    /// The metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-        }
-    }
-}
+use stillpoint_api::outcome::{HookPhase, HookResult, RunResult, Violation};
 
 /// Which policy a run belongs to; empty for a run without one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

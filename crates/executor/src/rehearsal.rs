@@ -10,12 +10,13 @@ use std::time::Duration;
 use kube::ResourceExt;
 use stillpoint_api::backup::{Backup, Trigger};
 use stillpoint_api::evidence::{Consistency, Resolved};
+use stillpoint_api::outcome::{HookPhase, HookResult, RunResult, Violation};
 use tokio::sync::{Mutex, watch};
 
 use crate::attempt;
 use crate::context::Context;
 use crate::journal::Journal;
-use crate::observer::{HookPhase, HookResult, RunLabels, RunObserver, RunResult};
+use crate::observer::{RunLabels, RunObserver};
 use crate::resolve::{Nonces, Refusal, ask, decide, observe};
 use crate::run::{Abort, End, Record};
 
@@ -102,7 +103,7 @@ impl RunObserver for PrepareTimes {
         }
     }
     fn hook_ended(&self, _: &RunLabels, _: &str, _: HookPhase, _: HookResult) {}
-    fn violation(&self, _: &RunLabels, _: crate::verdict::Violation) {}
+    fn violation(&self, _: &RunLabels, _: Violation) {}
     fn restored(&self, _: &RunLabels, _: RunResult, _: f64) {}
     fn cut(&self, _: &str, _: f64) {}
     fn ready(&self, _: &str, _: f64) {}

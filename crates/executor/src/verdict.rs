@@ -18,6 +18,7 @@ use stillpoint_api::evidence::{
     Consistency, HoldEvidence, HoldKind, MemberEvidence, Offset, Resolved, ResolvedApplication, RuleFinding,
     Verdict, Window,
 };
+use stillpoint_api::outcome::Violation;
 use stillpoint_api::policy::Continuity;
 
 /// Tolerance of rule 6 for a driver's cut time before t1, beyond truncation: clocks of the storage system and of the
@@ -85,17 +86,6 @@ impl<'a> Evidence<'a> {
         let t0 = self.window.started_at.as_ref()?.0;
         t0.checked_add(jiff::SignedDuration::from_micros(offset.0)).ok()
     }
-}
-
-/// What must not happen in a run that ended as it should: either somebody else had a hand in it, or there is a defect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Violation {
-    /// A snapshot was asked for before the freeze, or an application was let go before its cut was seen (rules 1, 2).
-    CutOutsideFreeze,
-    /// A hold did not prove at its end that it was there all the time (rule 3).
-    HoldNotClosed,
-    /// Two facts exclude each other: another volume, a cut before it was asked for, a commit under the lock.
-    Contradiction,
 }
 
 /// What the evidence proves.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::facts::FactsStore;
-use crate::labels::{HookPhase, HookResult, RunResult};
+use stillpoint_api::outcome::{HookPhase, HookResult, RunResult};
+
 use crate::registry::{BuildInfo, Metrics};
 
 fn store() -> (Arc<Metrics>, FactsStore) {

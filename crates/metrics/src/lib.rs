@@ -18,7 +18,7 @@ pub mod server;
 pub mod watch;
 
 pub use facts::{Calendar, Facts, FactsStore, Found, PolicyFacts, PolicyProjection};
-pub use labels::{DeletionResult, HookPhase, HookResult, RunResult, Violation};
+pub use labels::DeletionResult;
 pub use meters::{Meters, WorkKind, WorkResult};
 pub use process::{ProcessFacts, RuleFacts};
 pub use registry::{BuildInfo, Metrics};

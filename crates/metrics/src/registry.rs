@@ -13,11 +13,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
+use stillpoint_api::outcome::{HookPhase, HookResult, RunResult, Violation};
 
 use crate::collector::{PER_PAGE, escape};
 use crate::facts::Key;
 use crate::families::{EventFamily, FREEZE_BUCKETS, OVERHEAD_BUCKETS};
-use crate::labels::{DeletionResult, HookPhase, HookResult, RunResult, Violation};
+use crate::labels::DeletionResult;
 use crate::meters::Meters;
 use crate::restores::Restores;
 use crate::series::{Ending, Parts, Series};

@@ -4,8 +4,7 @@
 //! restored is often what somebody has just deleted. There are no more of them than points were restored from.
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, Result};
-
-use crate::labels::RunResult;
+use stillpoint_api::outcome::RunResult;
 
 /// Restores: a copy-on-write clone takes seconds, a volume that is downloaded first takes hours.
 const BUCKETS: [f64; 9] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0];

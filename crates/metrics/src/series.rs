@@ -9,8 +9,9 @@ use std::sync::LazyLock;
 
 use stillpoint_api::backup::Trigger;
 use stillpoint_api::evidence::Consistency;
+use stillpoint_api::outcome::{HookPhase, HookResult, RunResult, Violation};
 
-use crate::labels::{DeletionResult, HookPhase, HookResult, RunResult, Violation, consistency_label};
+use crate::labels::{DeletionResult, consistency_label};
 
 pub(crate) const TRIGGERS: [Trigger; 4] =
     [Trigger::Manual, Trigger::Schedule, Trigger::CatchUp, Trigger::Initial];

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use stillpoint_api::outcome::{HookPhase, HookResult, RunResult};
 use stillpoint_metrics::collector::Family;
 use stillpoint_metrics::{
-    BuildInfo, FactsStore, HookPhase, HookResult, Metrics, ProcessFacts, RuleFacts, RunResult, WorkKind,
-    WorkResult, process,
+    BuildInfo, FactsStore, Metrics, ProcessFacts, RuleFacts, WorkKind, WorkResult, process,
 };
 
 /// Exposed, and on purpose in no rule and on no dashboard here.

@@ -15,17 +15,17 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Config};
 use stillpoint_api::clock::SystemClock;
 use stillpoint_api::evidence::Consistency;
+use stillpoint_api::outcome::{HookPhase, HookResult, RunResult, Violation};
 use stillpoint_executor::api_client::metered_client;
 use stillpoint_executor::contents::ContentWatch;
 use stillpoint_executor::context::Context;
 use stillpoint_executor::exec::{KubeExec, exec_client_config};
 use stillpoint_executor::hold::SystemEntropy;
-use stillpoint_executor::observer::{HookPhase, HookResult, RunLabels, RunObserver, RunResult};
+use stillpoint_executor::observer::{RunLabels, RunObserver};
 use stillpoint_executor::ownership::replica::identity;
 use stillpoint_executor::ownership::{Ownership, Timing};
 use stillpoint_executor::request_meter::{Answer, ApiRequest, RequestMeter, RequestObserver};
 use stillpoint_executor::storage::{StorageTable, TrustFile};
-use stillpoint_executor::verdict::Violation;
 use stillpoint_metrics::{
     BuildInfo, Calendar, Endpoints, FactsStore, Metrics, PolicyProjection, Readiness, WorkKind, WorkResult,
 };
@@ -514,30 +514,19 @@ impl RunObserver for Observed {
     }
 
     fn hook(&self, run: &RunLabels, application: &str, phase: HookPhase, seconds: f64) {
-        self.0.hook(&run.namespace, &run.policy, application, of_metrics(phase), seconds);
+        self.0.hook(&run.namespace, &run.policy, application, phase, seconds);
     }
 
     fn hook_ended(&self, run: &RunLabels, application: &str, phase: HookPhase, result: HookResult) {
-        let result = match result {
-            HookResult::Succeeded => stillpoint_metrics::HookResult::Succeeded,
-            HookResult::Failed => stillpoint_metrics::HookResult::Failed,
-            HookResult::Timeout => stillpoint_metrics::HookResult::Timeout,
-            HookResult::ExecError => stillpoint_metrics::HookResult::ExecError,
-        };
-        self.0.hook_ended(&run.namespace, &run.policy, application, of_metrics(phase), result);
+        self.0.hook_ended(&run.namespace, &run.policy, application, phase, result);
     }
 
     fn violation(&self, run: &RunLabels, violation: Violation) {
-        let violation = match violation {
-            Violation::CutOutsideFreeze => stillpoint_metrics::Violation::CutOutsideFreeze,
-            Violation::HoldNotClosed => stillpoint_metrics::Violation::HoldNotClosed,
-            Violation::Contradiction => stillpoint_metrics::Violation::Contradiction,
-        };
         self.0.violation(&run.namespace, &run.policy, violation);
     }
 
     fn restored(&self, run: &RunLabels, result: RunResult, seconds: f64) {
-        self.0.restored(&run.namespace, &run.policy, result_of_metrics(result), seconds);
+        self.0.restored(&run.namespace, &run.policy, result, seconds);
     }
 
     fn cut(&self, driver: &str, seconds: f64) {
@@ -555,23 +544,6 @@ impl RunObserver for Observed {
         consistency: Option<Consistency>,
         result: RunResult,
     ) {
-        let result = result_of_metrics(result);
         self.0.backup_finished(&run.namespace, &run.policy, trigger, consistency.unwrap_or_default(), result);
-    }
-}
-
-const fn of_metrics(phase: HookPhase) -> stillpoint_metrics::HookPhase {
-    match phase {
-        HookPhase::Prepare => stillpoint_metrics::HookPhase::Prepare,
-        HookPhase::Acquire => stillpoint_metrics::HookPhase::Acquire,
-        HookPhase::Hold => stillpoint_metrics::HookPhase::Hold,
-        HookPhase::Thaw => stillpoint_metrics::HookPhase::Thaw,
-    }
-}
-
-const fn result_of_metrics(result: RunResult) -> stillpoint_metrics::RunResult {
-    match result {
-        RunResult::Succeeded => stillpoint_metrics::RunResult::Succeeded,
-        RunResult::Failed => stillpoint_metrics::RunResult::Failed,
     }
 }

@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use stillpoint_api::backup::{Backup, Phase};
 use stillpoint_api::conditions;
 use stillpoint_api::evidence::Consistency;
+use stillpoint_api::outcome::RunResult;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -15,7 +16,6 @@ use crate::cleanup::{self, Scope};
 use crate::context::bounded;
 use crate::group_labels;
 use crate::journal::JournalError;
-use crate::observer::RunResult;
 use crate::run::{Abort, Reason};
 use crate::settle::{self, Owner};
 

@@ -1,5 +1,5 @@
-//! Removes what is left of runs that are gone: snapshots, contents whose snapshot went before them, workload locks, kept templates, Leases of dead replicas
-//! (docs/design/freeze.md §5).
+//! Removes what is left of runs that are gone: snapshots, contents whose snapshot went before them, workload locks, kept
+//! templates, Leases of dead replicas (docs/design/freeze.md §5).
 //!
 //! Guarantees: nothing that a run still needs is removed, and nothing while a freeze of this process may be under way;
 //! a snapshot that carries a verdict is data and is never swept, whatever became of its Backup (docs/api.md, what deletes

@@ -22,6 +22,7 @@ use kube::{Api, Resource, ResourceExt};
 use stillpoint_api::backup::Backup;
 use stillpoint_api::clock::Mono;
 use stillpoint_api::conditions;
+use stillpoint_api::outcome::RunResult;
 use stillpoint_api::restore::{
     RESTORE_LABEL, Restore, RestorePhase, RestoreSource, RestoreStatus, RestoreStep, RestoredClaim,
 };
@@ -31,7 +32,7 @@ use tracing::{info, warn};
 
 use crate::context::{Context, RequestError, bounded};
 use crate::happenings::Happenings;
-use crate::observer::{RunLabels, RunResult};
+use crate::observer::RunLabels;
 use crate::resolve::Refusal;
 use crate::rules;
 use crate::snapshot_request::label;

@@ -11,10 +11,11 @@ use stillpoint_api::evidence::{
     Consistency, ContainerState, CutKind, CutSignal, GroupKind, HoldAnswer, HoldEvidence, HoldKind,
     MemberEvidence, MemberMount, Offset, Resolved, ResolvedApplication, SettledMember, StorageFact, Window,
 };
+use stillpoint_api::outcome::Violation;
 use stillpoint_api::policy::Continuity;
 use stillpoint_api::template::{LocalRule, LocalValue, Setting, SettingCondition};
 
-use super::{Evidence, RuleMask, Violation, judge};
+use super::{Evidence, RuleMask, judge};
 
 /// Evidence of a run, to be bent by a test.
 #[derive(Clone)]
