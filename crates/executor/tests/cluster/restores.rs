@@ -204,6 +204,9 @@ async fn a_restore_whose_replica_was_killed_is_finished_by_another_from_the_same
         status.backup.is_some().then_some(status.executor)
     })
     .await;
+    // Killed sooner, the other replica's request would be the slow one.
+    let asked = async || (stage.cluster.faults().hits() == 1).then_some(());
+    eventually("its claim is asked for", SOON, asked).await;
     stage.controller.take().unwrap().kill();
     // Meanwhile there is a newer point.
     stage.back_up_as("b2", json!({"policyRef": {"name": "nightly"}})).await;
