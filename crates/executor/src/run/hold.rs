@@ -102,6 +102,8 @@ pub(super) struct Hold {
     pub(super) foreign: bool,
     /// What the stall probe said last; `None`: not asked, or not answered.
     pub(super) stall: Option<Stall>,
+    /// Whom it named first: later answers are of what is left of that, or of somebody else.
+    pub(super) first_stall: Option<String>,
     pub(super) stall_asked: bool,
     /// Its own lock was asked for and not acquired; an attempt that ends while it still waits is another matter.
     pub(super) acquisition_failed: bool,
@@ -133,6 +135,7 @@ impl Hold {
             thaw_by: None,
             foreign: false,
             stall: None,
+            first_stall: None,
             stall_asked: false,
             acquisition_failed: false,
             ended: Vec::new(),

@@ -48,11 +48,14 @@ pub(super) fn probed(run: &mut Run, id: HoldId, result: Stall, now: Now, out: &m
             hold.ended.push(Ended { id: blocker.clone(), by, sent: now.mono, answered: None });
             out.push(Effect::EndBlocker { hold: id, id: blocker });
         }
+        if let Stall::Blocked { by, .. } = &result {
+            hold.first_stall.get_or_insert_with(|| by.clone());
+        }
         hold.stall = Some(result);
     }
     let stuck = run.holds.iter().any(|hold| hold.needs_stall_probe() && hold.stall != Some(Stall::Clear));
     if !stuck {
-        let why = with_ended(run, why);
+        let why = with_ended(run, with_first_stall(run, why));
         record(run, End::Aborted(why), out);
     } else if now.mono >= until {
         left_quiesced(run, &why, out);
@@ -78,6 +81,21 @@ pub(super) fn blocker_ended(
     {
         look(run, out);
     }
+}
+
+/// Why the lock was not acquired, and who was in its way: when the run ends nobody is any more, and a probe that is asked by hand then
+/// prints nothing.
+fn with_first_stall(run: &Run, why: Abort) -> Abort {
+    if why.reason != Reason::LockNotAcquired {
+        return why;
+    }
+    let refused = run.holds.iter().filter(|hold| hold.acquisition_failed);
+    let all: Vec<String> = refused
+        .filter_map(|hold| {
+            Some(format!("the stall probe of {} said: {}", hold.place(), hold.first_stall.as_ref()?))
+        })
+        .collect();
+    if all.is_empty() { why } else { Abort::new(why.reason, format!("{}; {}", why.message, all.join(", "))) }
 }
 
 /// Why the attempt was given up, and which statements were ended then: the journal keeps it when the evidence of the
@@ -122,7 +140,12 @@ fn left_quiesced(run: &mut Run, why: &Abort, out: &mut Vec<Effect>) {
         .filter_map(|hold| {
             let said = match hold.stall.as_ref() {
                 Some(Stall::Clear) => return None,
-                Some(Stall::Blocked { by, .. }) => format!("blocked by {by}"),
+                Some(Stall::Blocked { by, .. }) => {
+                    match hold.first_stall.as_ref().filter(|first| *first != by) {
+                        Some(first) => format!("blocked by {by}; at first: {first}"),
+                        None => format!("blocked by {by}"),
+                    }
+                }
                 Some(Stall::Unknown { why }) => format!("not known: {why}"),
                 None => "the stall probe gave no answer".to_owned(),
             };

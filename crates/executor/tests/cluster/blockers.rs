@@ -57,6 +57,7 @@ async fn the_statement_in_the_way_is_ended_where_the_policy_asks_for_it_and_two_
     );
     let first = status.journal.iter().find_map(|entry| entry.message.clone()).unwrap();
     assert!(first.contains("statement 41 on db-0/db was ended"), "{first}");
+    assert!(first.contains("the stall probe of db-0/db said: 2 sessions wait"), "{first}");
     eventually("an event says whose statement it was", SOON, async || {
         let events = stage.events().await;
         let told = |(reason, note): &(String, String)| {

@@ -67,6 +67,47 @@ fn what_the_probe_names_is_ended_once_and_the_next_look_decides() {
 }
 
 #[test]
+fn what_the_probe_named_first_is_kept_when_nobody_is_stuck_any_more() {
+    let mut world = refused(false);
+    answer_probe(&mut world, 0, "blocker=41 is an ALTER TABLE", id("41"));
+    world.pass(Duration::from_secs(1));
+    answer_probe(&mut world, 0, "another session holds it", None);
+    world.pass(Duration::from_secs(1));
+    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Clear });
+    assert_eq!(world.aborted(), Some(Reason::LockNotAcquired));
+    let told = last_words(&world);
+    assert!(told.contains("the stall probe of db-0/db said: blocker=41 is an ALTER TABLE"), "{told}");
+    assert!(told.contains("did not get its lock"), "and why it was given up: {told}");
+
+    // One that could not answer at first has still named somebody first.
+    let mut world = refused(false);
+    world.take(Event::StallProbed { hold: HoldId(0), result: Stall::Unknown { why: "no shell".into() } });
+    world.pass(Duration::from_secs(1));
+    answer_probe(&mut world, 0, "session 7", None);
+    world.pass(Duration::from_secs(1));
+    answer_probe(&mut world, 0, "session 8", None);
+    world.pass(Duration::from_secs(15));
+    assert_eq!(world.aborted(), Some(Reason::ApplicationLeftQuiesced));
+    let told = last_words(&world);
+    assert!(told.contains("blocked by session 8; at first: session 7"), "{told}");
+}
+
+#[test]
+fn nobody_in_the_way_is_named_where_nobody_was_or_where_the_lock_was_not_refused() {
+    let mut nobody = refused(false);
+    nobody.take(Event::StallProbed { hold: HoldId(0), result: Stall::Clear });
+    assert!(!last_words(&nobody).contains("stall probe"), "{}", last_words(&nobody));
+    let (mut stopped, _) = World::ready_and_written(asking(1, false));
+    stopped.take(Event::Stop { why: Abort::new(Reason::Shutdown, "told to") });
+    stopped.say(0, Word::Thawed);
+    answer_probe(&mut stopped, 0, "session 7", None);
+    stopped.pass(Duration::from_secs(1));
+    stopped.take(Event::StallProbed { hold: HoldId(0), result: Stall::Clear });
+    assert_eq!(stopped.aborted(), Some(Reason::Shutdown));
+    assert!(!last_words(&stopped).contains("session 7"), "{}", last_words(&stopped));
+}
+
+#[test]
 fn a_command_that_fails_is_told_and_what_it_was_to_end_is_left_quiesced() {
     let mut world = refused(true);
     answer_probe(&mut world, 0, "blocker=41", id("41"));
