@@ -4,19 +4,17 @@ use std::time::Duration;
 
 use stillpoint_e2e::load::Bounds;
 use stillpoint_e2e::world::World;
-use stillpoint_e2e::{Outcome, ensure, fail};
+use stillpoint_e2e::{Outcome, Present as _, ensure, fail};
 
 use crate::proof::GOES_ON_WITHIN;
 use crate::rows::Control;
-use crate::site::{Copied, Site};
+use crate::site::{Copied, DATA, SECOND, Site};
 
 /// Chance decides what a cut finds: of so many one must be bad.
 const TRIES: u32 = 5;
 /// What SQLite says of a file that lost pages which were written and not synced.
 const UNREADABLE: &str = "malformed";
 
-const DATA: &str = "data-server-0";
-const SECOND: &str = "second-server-0";
 /// Between the two cuts the server writes its pages: at most 3 s after the first it begins, and it takes about 2 s (measured).
 const BETWEEN: Duration = Duration::from_secs(7);
 
@@ -33,6 +31,22 @@ async fn apart(site: &Site, name: &str, lock: &str) -> Outcome<Copied> {
     let copied = site.checked(&[data.clone(), log.clone()], "", &bounds).await;
     for cut in [log, data] {
         site.remove_cut(&cut).await?;
+    }
+    copied
+}
+
+/// Both volumes in this order, with a line of the server's between the cuts, and nothing of what the template says there.
+async fn disordered(site: &Site, name: &str, order: [&str; 2], between: &str) -> Outcome<Copied> {
+    let cut_of = |claim: &str| format!("{name}-{claim}");
+    let [first, second] = order;
+    site.bare_cut(&cut_of(first), first).await?;
+    site.inside(between).await?;
+    let (uid, _, _) = site.bare_cut(&cut_of(second), second).await?;
+    // What the template promises of the two: everything up to the last cut.
+    let bounds = Bounds::observed(&site.cluster.ledger.cut_of(&uid)?);
+    let copied = site.checked(&[cut_of(DATA), cut_of(SECOND)], "", &bounds).await;
+    for claim in order {
+        site.remove_cut(&cut_of(claim)).await?;
     }
     copied
 }
@@ -62,13 +76,28 @@ pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<Strin
                 Copied::Dead(words) => return Ok(format!("at try {attempt}: {}", last_words(&words))),
             }
         }
+        if let Control::Disordered { order, between, says } = control {
+            let how =
+                if order == [SECOND, DATA] { "the log before the data" } else { "the data before the log" };
+            match disordered(site, &name, order, between).await? {
+                Copied::Exact(_) => continue,
+                Copied::Wrong { words, .. } => {
+                    fail!("the server runs on it, and that was not expected: {words}")
+                }
+                Copied::Dead(words) => {
+                    let said = words.lines().find(|line| line.contains(says));
+                    let said = said.present(&format!("{says:?} in its log, which has {words}"))?;
+                    return Ok(format!("{how}, a checkpoint between, no label: {}", said.trim()));
+                }
+            }
+        }
         let (uid, asked, ready) = site.bare_cut(&name, DATA).await?;
         let truth = world.cluster.ledger.cut_of(&uid)?;
         let bounds = match control {
             // As if FROZEN had come before the request and THAW had been sent after the answer.
             Control::Unheld => Bounds { acked_before: ready, started_after: asked, cut: None },
             Control::Undurable => Bounds::observed(&truth),
-            Control::Apart(_) => fail!("it was judged above"),
+            Control::Apart(_) | Control::Disordered { .. } => fail!("it was judged above"),
             Control::Nothing(why) => return Ok(why.to_owned()),
         };
         let copied = site.checked(std::slice::from_ref(&name), "", &bounds).await?;

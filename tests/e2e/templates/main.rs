@@ -165,6 +165,7 @@ async fn run(world: &mut World, namespace: &'static str, ran: &mut Ran) {
             // What takes its lock is a program.
             let name = match control {
                 Control::Apart(_) => "control Apart".to_owned(),
+                Control::Disordered { .. } => "control Disordered".to_owned(),
                 Control::Unheld | Control::Undurable | Control::Nothing(_) => format!("control {control:?}"),
             };
             ran.note(&name, seen, Clone::clone);

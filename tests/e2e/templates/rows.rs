@@ -7,6 +7,7 @@ use crate::servers::{
     CASSANDRA, DB2, ETCD, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART, POSTGRES_14, POSTGRES_15,
     POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, Server, VALKEY,
 };
+use crate::site::{DATA, SECOND};
 
 /// A StorageClass of tests/cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,16 @@ pub enum Control {
     /// Data and log cut one after the other while commits are stopped by a lock alone, which this line takes for a while and then prints
     /// `taken`: the server writes its pages between the cuts.
     Apart(&'static str),
+    /// Both volumes cut one after the other without the template, with this line run in between: the server must not start on them, and
+    /// its log `says` why.
+    Disordered {
+        /// Claims, in the order of their cuts.
+        order: [&'static str; 2],
+        /// Run in the server's container between the cuts.
+        between: &'static str,
+        /// Of the log.
+        says: &'static str,
+    },
     /// None, for this reason.
     Nothing(&'static str),
 }
@@ -221,6 +232,12 @@ const MYSQL_LOCKED: &str = "MYSQL_PWD=\"$MYSQL_ROOT_PASSWORD\" mysql --no-defaul
 /// What mysql-flushed changes and puts back.
 const MYSQL_DIRTY: &str = "MYSQL_PWD=\"$MYSQL_ROOT_PASSWORD\" mysql --no-defaults -S /run/mysqld/mysqld.sock -u root -N -B -e \
                            'SELECT @@GLOBAL.innodb_max_dirty_pages_pct, @@GLOBAL.innodb_max_dirty_pages_pct_lwm'";
+/// What PostgreSQL does by itself every few minutes, and under load sooner: a checkpoint, after which the log of before is not kept. Twice,
+/// because the first one after a switch still keeps what the one before needs.
+const PG_CHECKPOINTS: &str = "for i in 1 2; do psql -X -q -v ON_ERROR_STOP=1 -h /var/run/postgresql -U postgres \
+                              -c 'SELECT pg_switch_wal()' -c CHECKPOINT >/dev/null || exit 1; done";
+/// Of both: the checkpoint from which recovery has to begin is in the data alone.
+const NO_CHECKPOINT: &str = "could not locate a valid checkpoint record";
 /// A shell script of the holder (docs/design/freeze.md §2.2) has this word.
 const HOLDER: &[&str] = &["THAWFAILED"];
 const SQL_CLIENT: &[&str] = &["--skip-reconnect"];
@@ -408,7 +425,11 @@ pub const ROWS: &[Row] = &[
         server: POSTGRES_STAGED,
         claim: Claim::Staged,
         failures: &[NO_CLIENT],
-        controls: [Control::Nothing("two volumes have no cut without the product"); 2],
+        // In the wrong order; and in the right one without what the stages do between the cuts and with the label.
+        controls: [
+            Control::Disordered { order: [SECOND, DATA], between: PG_CHECKPOINTS, says: NO_CHECKPOINT },
+            Control::Disordered { order: [DATA, SECOND], between: PG_CHECKPOINTS, says: NO_CHECKPOINT },
+        ],
         ..ROW
     },
     Row {

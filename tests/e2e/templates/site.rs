@@ -26,6 +26,11 @@ const STARTS_WITHIN: Duration = Duration::from_secs(150);
 /// Somebody in the way is there within this.
 const TAKEN_WITHIN: Duration = Duration::from_secs(40);
 
+/// Claim of the server's volume, and of its second one.
+pub const DATA: &str = "data-server-0";
+/// See [`DATA`].
+pub const SECOND: &str = "second-server-0";
+
 /// How a copy is.
 #[derive(Clone, Debug)]
 pub enum Copied {
@@ -60,7 +65,8 @@ pub struct Site {
     pub version: String,
     /// What its row's `settings` printed before any run.
     pub settings: String,
-    cluster: Cluster,
+    /// Where it all is.
+    pub cluster: Cluster,
 }
 
 impl Site {
