@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use stillpoint_e2e::acks::Acks;
 use stillpoint_e2e::install;
-use stillpoint_e2e::load::Strength;
+use stillpoint_e2e::load::{Strength, programs};
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, ensure};
@@ -99,9 +99,7 @@ impl Scenario {
         ensure!(storage.contains(STORAGE_TEMPLATE), "the template of MariaDB has another form than expected");
         install::template(cluster, &storage).await?;
         world.open_namespace(namespace).await?;
-        let load = cluster.read("tests/cluster/fixtures/load.py")?;
-        let load = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "load"}, "data": {"load.py": load}});
-        cluster.apply(&load.to_string(), namespace).await?;
+        cluster.apply(&programs(cluster)?.to_string(), namespace).await?;
         cluster
             .apply(&self.fixture(&cluster.read("tests/cluster/fixtures/mariadb.yaml")?), namespace)
             .await?;

@@ -11,7 +11,7 @@ use stillpoint_api::backup::{GROUP_LABEL, Phase};
 use stillpoint_api::evidence::{Consistency, GroupEvidence, Offset};
 use stillpoint_api::group_snapshot::{VolumeGroupSnapshot, VolumeGroupSnapshotContent};
 use stillpoint_e2e::ledger::Line;
-use stillpoint_e2e::load::{Bounds, Engine, Load};
+use stillpoint_e2e::load::{self, Bounds, Engine, Load};
 use stillpoint_e2e::wait::{Look, until};
 use stillpoint_e2e::world::{GROUPED, RUN_WITHIN, SEQUENTIAL, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, point};
@@ -24,13 +24,11 @@ const REDO: &str = "--innodb-log-group-home-dir=/redo";
 /// The fixture with a second claim for the redo log, on volumes of `class`.
 async fn database_on_two_volumes(world: &World, namespace: &str, class: &str) -> Outcome<Load> {
     world.open_namespace(namespace).await?;
-    let config = |name: &str, key: &str, value: &str| {
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {key: value}})
-            .to_string()
-    };
-    let load = world.cluster.read("tests/cluster/fixtures/load.py")?;
-    world.cluster.apply(&config("load", "load.py", &load), namespace).await?;
-    world.cluster.apply(&config("mariadb", "options", REDO), namespace).await?;
+    world.cluster.apply(&load::programs(&world.cluster)?.to_string(), namespace).await?;
+    let data = json!({"options": REDO});
+    let options =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mariadb"}, "data": data});
+    world.cluster.apply(&options.to_string(), namespace).await?;
     let fixture = world.cluster.read("tests/cluster/fixtures/mariadb.yaml")?;
     let redo = "  - metadata: {name: redo}\n    spec:\n      accessModes: [ReadWriteOnce]\n      storageClassName: disk\n      \
                 resources: {requests: {storage: 1Gi}}\n";

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::ledger::TrueCut;
@@ -61,6 +62,17 @@ impl Strength {
             "\n        - {{name: LOAD_WRITERS, value: \"{writers}\"}}\n        - {{name: LOAD_PAUSE_MS, value: \"{pause_ms}\"}}"
         )
     }
+}
+
+/// The ConfigMap `load` of the fixtures: the load and what it imports.
+///
+/// # Errors
+/// A program cannot be read.
+pub fn programs(cluster: &Cluster) -> Outcome<Value> {
+    let load = cluster.read("tests/cluster/fixtures/load.py")?;
+    let acks = cluster.read("tests/cluster/fixtures/acks.py")?;
+    let data = json!({"load.py": load, "acks.py": acks});
+    Ok(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "load"}, "data": data}))
 }
 
 /// One acknowledged commit; microseconds since 1970 on this machine's clock.

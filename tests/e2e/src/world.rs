@@ -14,7 +14,7 @@ use tokio::process::Command;
 
 use crate::cluster::{Cluster, Printed};
 use crate::controller::{self, Controller, Place, Start};
-use crate::load::{Engine, Load, Strength};
+use crate::load::{self, Engine, Load, Strength};
 use crate::monitoring::Monitoring;
 use crate::wait::{Look, until};
 use crate::{Outcome, Present as _, Problem, fail};
@@ -365,14 +365,11 @@ impl World {
         strength: Strength,
     ) -> Outcome {
         self.open_namespace(namespace).await?;
-        let config_map = |name: &str, data: Value| {
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
-                .to_string()
-        };
-        let load = self.cluster.read("tests/cluster/fixtures/load.py")?;
-        self.cluster.apply(&config_map("load", json!({"load.py": load})), namespace).await?;
+        self.cluster.apply(&load::programs(&self.cluster)?.to_string(), namespace).await?;
         if let Some(options) = options {
-            self.cluster.apply(&config_map("mariadb", json!({"options": options})), namespace).await?;
+            let data = json!({"options": options});
+            let options = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mariadb"}, "data": data});
+            self.cluster.apply(&options.to_string(), namespace).await?;
         }
         let fixture = self.cluster.read(&format!("tests/cluster/fixtures/{}.yaml", engine.name()))?;
         let engine = format!("- {{name: ENGINE, value: {}}}", engine.name());

@@ -13,7 +13,9 @@ use crate::rows::{Row, Storage};
 pub fn fixtures(cluster: &Cluster) -> Outcome<Value> {
     let mut data = Map::new();
     data.insert("wrong".to_owned(), json!("wrong"));
-    data.insert("load.py".to_owned(), json!(cluster.read("tests/cluster/fixtures/load.py")?));
+    for name in ["load.py", "acks.py"] {
+        data.insert(name.to_owned(), json!(cluster.read(&format!("tests/cluster/fixtures/{name}"))?));
+    }
     for entry in std::fs::read_dir(cluster.file("tests/cluster/fixtures/rows"))? {
         let name = entry?.file_name().into_string().ok().present("a file name of letters")?;
         if name.ends_with(".py") {
