@@ -29,13 +29,13 @@ const HELD: &str = "4s";
 /// # Errors
 /// It did not, or something stays frozen.
 pub async fn fails(world: &mut World, site: &Site, failure: &Failure) -> Outcome<String> {
-    let name = format!("fails-{}", failure.name.replace(' ', "-"));
+    let name = format!("fails-{}", failure.name.replace(' ', "-").to_lowercase());
     let template = failure.template.unwrap_or(site.row.template);
     let container = failure.container.unwrap_or("server");
     site.policy_of(world, &name, template, failure.parameters, container, "Required").await?;
     let blocker = match failure.blocker {
         None => None,
-        Some(blocker) => Some(site.block(blocker.0).await?),
+        Some(blocker) => Some((blocker, site.block(blocker.line).await?)),
     };
     let backup = world.run(site.namespace, &name).await?;
     let status = backup.status.as_ref().present("the status")?;
@@ -47,9 +47,13 @@ pub async fn fails(world: &mut World, site: &Site, failure: &Failure) -> Outcome
     ensure!(!said.contains("s3 cret"), "a password is in the message");
     let left = world.snapshots_of(site.namespace, &backup.name_any()).await?;
     ensure!(left.is_empty(), "it left the snapshots {left:?}");
-    // Whoever was in the way goes by itself, and is not to be counted as our freeze.
-    if let Some(mut blocker) = blocker {
-        tokio::time::timeout(GOES_ON_WITHIN, blocker.wait()).await??;
+    if let Some((blocker, mut line)) = blocker {
+        if !blocker.stops_writers {
+            site.commits_after(now_micros(), GOES_ON_WITHIN).await?;
+            ensure!(line.try_wait()?.is_none(), "what was in the way had gone before the writers were seen");
+        }
+        // It goes by itself, and is not to be counted as our freeze.
+        tokio::time::timeout(GOES_ON_WITHIN, line.wait()).await??;
     }
     site.commits_after(now_micros(), GOES_ON_WITHIN).await?;
     site.settings_put_back(PUT_BACK_WITHIN).await?;

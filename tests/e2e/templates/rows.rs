@@ -81,9 +81,15 @@ pub enum Control {
     Nothing(&'static str),
 }
 
-/// Somebody in the way: a line in the server's container that prints `taken` once it is, and ends by itself.
+/// Somebody in the way: a line in the server's container that prints `taken` once it is, or will be when the run has come so far, and
+/// ends by itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Blocker(pub &'static str);
+pub struct Blocker {
+    /// For `sh -c`.
+    pub line: &'static str,
+    /// It stops the load as well: writers are asked for only once it has gone.
+    pub stops_writers: bool,
+}
 
 /// A run that must fail, leave nothing frozen, and say why.
 #[derive(Clone, Copy, Debug)]
@@ -195,9 +201,15 @@ const fn busy(line: &'static str, says: &'static [&'static str]) -> Failure {
         parameters: &[],
         template: None,
         container: None,
-        blocker: Some(Blocker(line)),
+        blocker: Some(Blocker { line, stops_writers: true }),
         says,
     }
+}
+
+/// The lock comes too late: nobody refuses before, and while what is in the way goes on the writers do as well.
+const fn too_late(name: &'static str, line: &'static str, says: &'static [&'static str]) -> Failure {
+    let blocker = Some(Blocker { line, stops_writers: false });
+    Failure { name, parameters: &[], template: None, container: None, blocker, says }
 }
 
 /// What the policies' `acquireTimeout` (3 s) and a run take, and some more.
@@ -218,6 +230,48 @@ until [ "$(m "SELECT COUNT(*) FROM performance_schema.processlist WHERE TIME>=2 
 done
 echo taken
 wait"#;
+/// Begins once prepare has looked for long statements and seen none, so that the lock itself finds it: a procedure waits until what
+/// prepare asks is counted among the server's statements. Called again and again, so that it is no long statement itself.
+macro_rules! mysql_late {
+    ($before:literal, $statement:literal, $after:literal) => {
+        concat!(
+            r#"export MYSQL_PWD="$MYSQL_ROOT_PASSWORD"
+m() { mysql --no-defaults -S /run/mysqld/mysqld.sock -u root -n -N -B "$@" bank; }
+m -e 'DROP PROCEDURE IF EXISTS late; DROP TABLE IF EXISTS late; CREATE TABLE late (v INT); INSERT INTO late VALUES (1)' || exit 1
+m --delimiter=// -e "CREATE PROCEDURE late() BEGIN
+  DECLARE i INT DEFAULT 0;
+  DECLARE asked BIGINT;
+  REPEAT
+    DO SLEEP(0.01);
+    SELECT COALESCE(SUM(COUNT_STAR), 0) INTO asked FROM performance_schema.events_statements_summary_by_digest
+      WHERE DIGEST_TEXT LIKE '%processlist%TIME% >= ?%';
+    SET @asked = COALESCE(@asked, asked), i = i + 1;
+  UNTIL asked > @asked OR i = 40 END REPEAT;
+  IF asked > @asked AND @done IS NULL THEN
+    SET @done = 1;
+    "#,
+            $statement,
+            r#";
+  END IF;
+END" || exit 1
+"#,
+            $before,
+            r#"
+{ echo "CALL late(); SELECT 'taken';"; for i in $(seq 60); do echo 'CALL late();'; done; echo 'DROP PROCEDURE late; DROP TABLE late;'; } | m
+"#,
+            $after
+        )
+    };
+}
+const MYSQL_LATE_UPDATE: &str = mysql_late!("", "UPDATE late SET v = v + SLEEP(14)", "");
+/// A session that once read the table and did not end its transaction is enough for an ALTER TABLE to wait.
+const MYSQL_LATE_DDL: &str = mysql_late!(
+    r#"{ echo "BEGIN; SELECT 'open' FROM late;"; sleep 20; } | m | { read -r open"#,
+    "ALTER TABLE late ADD COLUMN w INT",
+    "}"
+);
+/// The trap of the template: writers wait behind the lock that waits for it, and go on doing so after it was given up.
+const MYSQL_LATE_REPORT: &str = mysql_late!("", "SELECT l.writer, SLEEP(7) FROM ledger AS l LIMIT 1", "");
 const MYSQL_OLD_TABLE: &str = "MYSQL_PWD=\"$MYSQL_ROOT_PASSWORD\" mysql --no-defaults -S /run/mysqld/mysqld.sock -u root -e \
                                'CREATE TABLE bank.old (i INT) ENGINE=MyISAM'";
 const DB2_SUSPENDED: &str = r#"printf 'CONNECT TO SAMPLE;\nSET WRITE SUSPEND FOR DATABASE;\nTERMINATE;\n' | db2 +p -t -s &&
@@ -315,7 +369,18 @@ pub const ROWS: &[Row] = &[
         server: MYSQL,
         options: "--gtid-mode=ON --enforce-gtid-consistency=ON",
         claim: Claim::Held(Continuity::Position),
-        failures: &[wrong_password(&["1045"]), NO_CLIENT, busy(MYSQL_LONG, &["statement of session"])],
+        failures: &[
+            wrong_password(&["1045"]),
+            NO_CLIENT,
+            busy(MYSQL_LONG, &["statement of session"]),
+            too_late("late update", MYSQL_LATE_UPDATE, &["LockNotAcquired", "long statement"]),
+            too_late("late DDL", MYSQL_LATE_DDL, &["LockNotAcquired", "long statement"]),
+            Failure {
+                name: "late report",
+                blocker: Some(Blocker { line: MYSQL_LATE_REPORT, stops_writers: true }),
+                ..too_late("", "", &["LockNotAcquired", "longest statement: session"])
+            },
+        ],
         client: SQL_CLIENT,
         controls: [Control::Unheld, Control::Unheld],
         ..ROW
