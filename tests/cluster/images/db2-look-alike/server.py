@@ -1,1 +1,0 @@
-../../../servers/look-alikes/db2/server.py
