@@ -44,7 +44,7 @@ pub struct Server {
     pub shares_data: bool,
     /// Where a second volume of the server is mounted, whose claim is `second-server-0`.
     pub second: Option<&'static str>,
-    /// Nothing but the volumes can be written, by the hooks neither.
+    /// Nothing but the volumes can be written, by the hooks neither: `/tmp` is none of them. Otherwise as images are run by default.
     pub read_only_root: bool,
     /// Writers at once, and how long each rests after a commit in milliseconds.
     pub writers: (u32, u32),
@@ -114,7 +114,7 @@ pub const SQLITE: Server = Server {
     ..PLAIN
 };
 
-/// MySQL of Debian's sid.
+/// MySQL of Debian's sid. What it writes to a temporary file goes beside its socket; a client of a hook is not told of that.
 pub const MYSQL: Server = Server {
     image: "mysql",
     version: "mysqld --version | sed 's/.*Ver \\([^ ]*\\).*/MySQL \\1/'",
@@ -122,7 +122,8 @@ pub const MYSQL: Server = Server {
     engine: "mysql",
     env: &[("MYSQL_ROOT_PASSWORD", PASSWORD)],
     // Installed beside the data directory and renamed: killed half way it starts afresh.
-    start: r#"if [ ! -d /data/mysql ]; then
+    start: r#"export TMPDIR=/run/mysqld
+if [ ! -d /data/mysql ]; then
   rm -rf /data/mysql.new
   printf "ALTER USER root@localhost IDENTIFIED BY '%s';\n" "$(printf %s "$MYSQL_ROOT_PASSWORD" | sed "s/'/''/g")" >/run/mysqld/first.sql
   mysqld --no-defaults --initialize-insecure --user=root --datadir=/data/mysql.new --init-file=/run/mysqld/first.sql &&
@@ -132,6 +133,7 @@ exec mysqld --no-defaults --user=root --datadir=/data/mysql --socket=/run/mysqld
   --innodb-buffer-pool-size=64M --innodb-redo-log-capacity=64M --max-connections=40 --log-bin=binlog --server-id=1 $OPTIONS"#,
     ready: "MYSQL_PWD=\"$MYSQL_ROOT_PASSWORD\" mysql --no-defaults -S /run/mysqld/mysqld.sock -u root -e 'SELECT 1'",
     socket: Some("/run/mysqld"),
+    read_only_root: true,
     ..PLAIN
 };
 
@@ -147,10 +149,12 @@ exec mysqld --no-defaults --user=root --datadir=/data/mysql --innodb-log-group-h
   --socket=/run/mysqld/mysqld.sock --skip-networking --mysqlx=OFF --secure-file-priv= \
   --innodb-buffer-pool-size=64M --innodb-redo-log-capacity=64M --max-connections=40 --server-id=1 $OPTIONS"#,
     second: Some("/log"),
+    read_only_root: false,
     ..MYSQL
 };
 
-const MARIADB_START: &str = r#"if [ ! -d /data/mysql ]; then
+const MARIADB_START: &str = r#"export TMPDIR=/run/mysqld
+if [ ! -d /data/mysql ]; then
   rm -rf /data/mysql.new
   mariadb-install-db --no-defaults --user=root --datadir=/data/mysql.new --auth-root-authentication-method=normal >/dev/null &&
     sync && mv /data/mysql.new /data/mysql
@@ -171,7 +175,7 @@ pub const MARIADB_10: Server = Server {
 };
 
 /// MariaDB of Debian 13.
-pub const MARIADB_11: Server = Server { image: "mariadb-trixie", ..MARIADB_10 };
+pub const MARIADB_11: Server = Server { image: "mariadb-trixie", read_only_root: true, ..MARIADB_10 };
 
 const POSTGRES_START: &str = r#"chown postgres /var/run/postgresql
 as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
@@ -259,8 +263,10 @@ pub const CASSANDRA: Server = Server {
     image: "cassandra",
     version: "ls /opt/cassandra/lib | sed -n 's/cassandra-all-\\(.*\\)\\.jar/Cassandra \\1/p'",
     engine: "cassandra",
-    start: "exec cassandra-server $OPTIONS",
+    // Java unpacks libraries of its own.
+    start: "mkdir -p /data/tmp && exec cassandra-server -Djava.io.tmpdir=/data/tmp $OPTIONS",
     ready: "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 9042), 1)'",
+    read_only_root: true,
     ..PLAIN
 };
 
