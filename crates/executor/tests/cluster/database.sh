@@ -2,6 +2,7 @@
 # The client of a database for tests: it is the server too. Statements come one a line and end in `;`:
 #   set wait LEASE ACQUIRE;     the lease of the session
 #   lock;  unlock;              unlock without a lock is an error, at which the client ends
+#   change;  restore;           the file `setting` of the volume gets 0, and what it had when `old_setting=` was said
 #   stage N;                    what is written between two cuts: N in the file `stage` of every volume
 #   say WORD ... key= ...;      prints the words; a key without a value gets the server's
 # The lock is the kernel's, on a file of the volume: it goes with this process, however that ends. While it is held
@@ -10,7 +11,7 @@
 # order (EVERYBODY).
 # Usage: database.sh HOW DIRECTORY HOST; HOW is `faithful` or the name of one way to misbehave.
 how=$1 directory=$2 host=$3
-conn=$$ lease=0 locked=
+conn=$$ lease=0 locked= old=
 
 note() {
     echo "$1" >>"$directory/log"
@@ -46,6 +47,7 @@ say() {
         lease=) word=lease=$lease ;;
         gtid=) word=gtid=0-1-7 ;;
         datadir=) word=datadir=$directory ;;
+        old_setting=) read -r old <"$directory/setting" && word=old_setting=$old ;;
         label=) word=label=START%20WAL%0ALABEL ;;
         esac
         out="$out${out:+ }$word"
@@ -96,6 +98,8 @@ while read -r line; do
     set) lease=$3 ;;
     lock) lock ;;
     unlock) unlock thawed ;;
+    change) echo 0 >"$directory/setting" ;;
+    restore) echo "$old" >"$directory/setting" ;;
     stage)
         for volume in "$directory" $WAL; do echo "$2" >"$volume/stage"; done
         note "stage $2"

@@ -6,7 +6,7 @@ use stillpoint_api::backup::JournalKind;
 use stillpoint_api::evidence::Consistency;
 
 use crate::controller::{Controller, brief};
-use crate::stage::{Stage, application, eventually, journal, why};
+use crate::stage::{Stage, Wish, application, eventually, journal, why};
 
 /// Long enough for the database to be found frozen, and well inside the budget.
 const SLOW_CUT: Duration = Duration::from_secs(4);
@@ -47,6 +47,38 @@ async fn after_a_kill_the_lock_is_gone_at_once_and_the_next_controller_tries_the
     assert!(status.executor.unwrap().starts_with("second_"));
     assert_eq!(status.consistency, Some(Consistency::Application));
     stage.one_point_is_left().await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn after_a_kill_the_next_controller_puts_back_a_setting_by_the_value_in_the_journal() {
+    let mut stage = Stage::with("setting", Wish { setting: true, ..Wish::default() }).await;
+    let setting = stage.volume.join("setting");
+    let now = || std::fs::read_to_string(&setting).unwrap().trim().to_owned();
+    // No value that a template or the code could know.
+    std::fs::write(&setting, "87.25\n").unwrap();
+    stage.slow_cuts(SLOW_CUT);
+    let run = serde_json::json!({
+        "applications": [application()], "freeze": {"maxHold": "5s"}, "run": {"maxAttempts": 1},
+    });
+    stage.back_up_as("b", run).await;
+    stage.until_frozen().await;
+    let status = stage.backups().get("b").await.unwrap().status.unwrap();
+    assert_eq!(status.journal.last().map(|last| last.entry), Some(JournalKind::Freezing));
+    assert_eq!(
+        status.holds[0].facts.get("old_setting").map(String::as_str),
+        Some("87.25"),
+        "it is stored before anything is frozen"
+    );
+    stage.controller.take().unwrap().kill();
+    stage.until_thawed(Duration::from_secs(2)).await;
+    assert_eq!(now(), "0", "the session is gone, and what it changed is not");
+
+    stage.controller = Some(Controller::start(&stage.cluster, "second"));
+    let backup = stage.finished_within("b", Duration::from_secs(75)).await;
+    assert_eq!(why(&backup), "Interrupted", "{:#?}", backup.status);
+    assert_eq!(now(), "87.25", "a run ends only when its application is as before");
+    stage.nothing_is_left().await;
     stage.end().await;
 }
 

@@ -39,6 +39,9 @@ pub struct Wish {
     /// Whether the template knows how to recover: stuck while the volume has a file `stuck`, and recovered, which removes
     /// it, only while there is one `allow`.
     pub recover: bool,
+    /// Whether the freeze changes a setting, the volume's file `setting`, to 0. The thaw puts it back, and the recovery does by what
+    /// the session told before.
+    pub setting: bool,
     /// StorageClass of the claim `data`.
     pub class: &'static str,
     /// Claims besides `data`, with their StorageClass.
@@ -59,6 +62,7 @@ impl Default for Wish {
             binding: true,
             snapshot_api: true,
             recover: false,
+            setting: false,
             class: CLASS,
             more: &[],
             layout: "OneVolume",
@@ -447,6 +451,20 @@ fn template(cluster: &SimCluster, wish: &Wish) -> Value {
         let undo = format!("test -f {volume}/allow && rm -f {volume}/stuck");
         spec["recover"] = json!({
             "command": ["sh", "-c", undo], "probe": ["test", "-f", format!("{volume}/stuck")],
+        });
+    }
+    if wish.setting {
+        let session = &mut spec["freeze"]["session"];
+        let before = |text: &Value, line: &str| json!(format!("{line}\n{}", text.as_str().unwrap()));
+        session["open"] = before(&session["open"], "say EVIDENCE {{n}} old_setting=;");
+        session["freeze"] = before(&session["freeze"], "change;");
+        session["thaw"] = before(&session["thaw"], "restore;");
+        spec["evidence"].as_array_mut().unwrap().push(json!("old_setting"));
+        let setting = path(mount(cluster).join("setting"));
+        spec["recover"] = json!({
+            "command": ["sh", "-c", "echo \"$1\" >\"$2\"", "sh", "{{old_setting}}", setting],
+            "probe": ["grep", "-qx", "0", setting],
+            "needs": ["old_setting"],
         });
     }
     let spec = match &wish.recipe {
