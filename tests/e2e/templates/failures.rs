@@ -18,7 +18,7 @@ use crate::site::Site;
 const FREED_WITHIN: Duration = Duration::from_secs(12);
 /// What a hold changed is put back when it ends, or by `recover`, which is tried once the lease of a killed session has passed.
 const PUT_BACK_WITHIN: Duration = Duration::from_secs(90);
-/// The same when the controller was killed too: its claim on the run has to run out, then maxHold (30 s), 5 s and the READY lease (30 s)
+/// The same when the controller was killed too: its claim on the run has to run out, then maxHold (60 s at most), 5 s and the READY lease (30 s)
 /// are waited for (docs/design/freeze.md §5).
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(180);
 /// The driver waits for so long before it cuts, so that the kill comes inside.
@@ -73,7 +73,8 @@ pub async fn client_killed(world: &mut World, site: &Site) -> Outcome<String> {
 
 async fn killed_in_the_hold(world: &mut World, site: &Site) -> Outcome<String> {
     let name = asked_for_the_cut(world, site).await?;
-    let (clients, at) = kill_clients(site).await?;
+    let at = now_micros();
+    let clients = signal_clients(site, "KILL").await?.len();
     let freed = site.commits_after(at, FREED_WITHIN).await?;
     let backup = world.finished(site.namespace, &name, RUN_WITHIN).await?;
     let status = backup.status.as_ref().present("the status")?;
@@ -101,8 +102,13 @@ pub async fn all_killed(world: &mut World, site: &Site) -> Outcome<String> {
 
 async fn all_killed_in_the_hold(world: &mut World, site: &Site) -> Outcome<String> {
     let name = asked_for_the_cut(world, site).await?;
+    // The client ends when the controller's stream does, and the shell would put everything back before it is killed.
+    let clients = signal_clients(site, "STOP").await?;
     world.take_controller()?.crash().await?;
-    let (clients, at) = kill_clients(site).await?;
+    let at = now_micros();
+    for client in &clients {
+        let _ = send_signal(*client, "KILL").await;
+    }
     let freed = site.commits_after(at, FREED_WITHIN).await?;
     let changed = site.settings_now().await?;
     ensure!(changed != site.settings, "the settings are as before without anybody who put them back");
@@ -113,7 +119,8 @@ async fn all_killed_in_the_hold(world: &mut World, site: &Site) -> Outcome<Strin
     let status = backup.status.as_ref().present("the status")?;
     ensure!(status.phase != Phase::Succeeded, "a point was proven although everything was killed");
     Ok(format!(
-        "{clients} processes and the controller; a commit {:.2} s later; the settings were {}, and as before {back:.0} s later; {}",
+        "{} processes and the controller; a commit {:.2} s later; the settings were {}, and as before {back:.0} s later; {}",
+        clients.len(),
         (freed - at) as f64 / 1e6,
         changed.trim().replace('\t', " "),
         point::outcome_of(&backup)
@@ -134,14 +141,13 @@ async fn asked_for_the_cut(world: &mut World, site: &Site) -> Outcome<String> {
     Ok(name)
 }
 
-/// Kills every process of the client; how many there were, and when.
-async fn kill_clients(site: &Site) -> Outcome<(usize, i64)> {
+/// Sends a signal to every process of the client; which they were.
+async fn signal_clients(site: &Site, signal: &str) -> Outcome<Vec<u32>> {
     let clients = processes_in(&site.pod_uid, site.row.client)?;
     ensure!(!clients.is_empty(), "no process in the pod has {:?} in its command line", site.row.client);
-    let at = now_micros();
     for client in &clients {
         // One may end because another did.
-        let _ = send_signal(*client, "KILL").await;
+        let _ = send_signal(*client, signal).await;
     }
-    Ok((clients.len(), at))
+    Ok(clients)
 }
