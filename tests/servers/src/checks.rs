@@ -74,7 +74,7 @@ fn all(row: &Row, container: &Container, found: &mut Vec<Checked>) -> Outcome<()
                 (cut(&server, container, &volumes, &copies), Bound::Prepared(began))
             }
             Some(Freeze::Session(_) | Freeze::Commands(_)) => {
-                let (checked, bound) = hold(container, &recipe, &server, &writer, &volumes, &copies);
+                let (checked, bound) = hold(row, container, &recipe, &server, &writer, &volumes, &copies);
                 found.push(("hold".into(), checked));
                 ends(row, container, &recipe, &writer, found);
                 (Ok("inside the hold".into()), bound)
@@ -139,6 +139,7 @@ fn cut(server: &Server, container: &Container, volumes: &[String], copies: &[Str
 }
 
 fn hold(
+    row: &Row,
     container: &Container,
     recipe: &Recipe,
     server: &Server,
@@ -148,7 +149,7 @@ fn hold(
 ) -> (Outcome<String>, Bound) {
     let mut bound = Bound::Nothing;
     let checked = (|| {
-        let mut held = Held::open(container, recipe)?;
+        let mut held = Held::open_for(container, recipe, row.engine.acquire())?;
         let asked = Instant::now();
         let frozen = held.freeze(Duration::from_secs(60))?;
         cut(server, container, volumes, copies)?;
@@ -209,7 +210,7 @@ fn positions(recipe: &Recipe, held: &Held) -> Outcome<String> {
     seen.dedup();
     match seen.as_slice() {
         [one] if *one != "off" && all > 1 => Ok(format!("; {key} stood still at {one}")),
-        other => Err(format!("{key} was {other:?}")),
+        other => Err(format!("{key} was {other:?}; facts {:?}", held.facts)),
     }
 }
 
@@ -234,7 +235,7 @@ fn gaps(recipe: &Recipe, held: &Held) -> Vec<String> {
 fn ends(row: &Row, container: &Container, recipe: &Recipe, writer: &Writer, found: &mut Vec<Checked>) {
     let mut after = |name: &str, limit: Duration, end: &dyn Fn(&mut Held)| {
         let checked = (|| {
-            let mut held = Held::open(container, recipe)?;
+            let mut held = Held::open_for(container, recipe, row.engine.acquire())?;
             held.freeze(DEADLINE)?;
             let at = Instant::now();
             end(&mut held);

@@ -16,7 +16,8 @@ use crate::container::{Container, signal_group};
 
 /// For what takes moments; a busy machine may take its time.
 const SOON: Duration = Duration::from_secs(30);
-const ACQUIRE: Duration = Duration::from_secs(8);
+/// `acquireTimeout` of most rows.
+pub const ACQUIRE: Duration = Duration::from_secs(8);
 
 /// A hold that is open.
 pub struct Held {
@@ -27,6 +28,7 @@ pub struct Held {
     plan: HoldPlan,
     recipe: HoldRecipe,
     beats: u32,
+    acquire: Duration,
     /// What EVIDENCE lines said.
     pub facts: BTreeMap<String, String>,
     /// What READY, FROZEN and HELD said.
@@ -38,6 +40,11 @@ pub struct Held {
 impl Held {
     /// Opens the hold and waits for READY.
     pub fn open(container: &Container, recipe: &Recipe) -> Outcome<Self> {
+        Self::open_for(container, recipe, ACQUIRE)
+    }
+
+    /// The same with another `acquireTimeout`.
+    pub fn open_for(container: &Container, recipe: &Recipe, acquire: Duration) -> Outcome<Self> {
         let nonce = Nonce::generate(&SystemEntropy).map_err(|error| error.to_string())?;
         let how = HoldRecipe::of(recipe, &nonce)
             .map_err(|error| error.to_string())?
@@ -95,12 +102,13 @@ impl Held {
             plan,
             recipe: how,
             beats: 0,
+            acquire,
             facts: BTreeMap::new(),
             reports: Vec::new(),
             stderr,
         };
         let lease = held.recipe.lease;
-        let text = held.recipe.texts.open(&held.plan, &held.nonce, lease, ACQUIRE);
+        let text = held.recipe.texts.open(&held.plan, &held.nonce, lease, acquire);
         held.write(&text.map_err(|error| error.to_string())?)?;
         held.until("READY", |line| matches!(line, HoldLine::Ready(_)))?;
         Ok(held)
@@ -109,9 +117,11 @@ impl Held {
     /// Freezes, told to end by itself after `within`; when FROZEN was read.
     pub fn freeze(&mut self, within: Duration) -> Outcome<Instant> {
         let lease = self.recipe.lease;
-        let text = self.recipe.texts.freeze(&self.plan, &self.nonce, lease, ACQUIRE, within);
+        let text = self.recipe.texts.freeze(&self.plan, &self.nonce, lease, self.acquire, within);
         self.write(&text.map_err(|error| error.to_string())?)?;
-        self.until("FROZEN", |line| matches!(line, HoldLine::Frozen { stage: 0, .. }))
+        self.until_for("FROZEN", SOON + self.acquire, |line| {
+            matches!(line, HoldLine::Frozen { stage: 0, .. })
+        })
     }
 
     /// One beat; when it was answered.
@@ -196,7 +206,16 @@ impl Held {
     }
 
     fn until(&mut self, what: &str, wanted: impl Fn(&HoldLine) -> bool) -> Outcome<Instant> {
-        let until = Instant::now() + SOON;
+        self.until_for(what, SOON, wanted)
+    }
+
+    fn until_for(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&HoldLine) -> bool,
+    ) -> Outcome<Instant> {
+        let until = Instant::now() + limit;
         let mut foreign: Vec<String> = Vec::new();
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -214,7 +233,7 @@ impl Held {
                 },
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(
-                        self.with_stderr(&format!("no {what} within {SOON:?}; other lines: {foreign:?}"))
+                        self.with_stderr(&format!("no {what} within {limit:?}; other lines: {foreign:?}"))
                     );
                 }
                 Err(RecvTimeoutError::Disconnected) => {

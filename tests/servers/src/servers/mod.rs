@@ -14,6 +14,7 @@ mod suspension;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use stillpoint_api::template::Recipe;
 use stillpoint_executor::run::Reason;
@@ -21,6 +22,7 @@ use stillpoint_executor::run::Reason;
 use crate::Outcome;
 use crate::checks::Checked;
 use crate::container::{Container, Server};
+use crate::held::ACQUIRE;
 use crate::writer::Commit;
 
 /// One template on one server.
@@ -73,6 +75,10 @@ pub trait Engine {
     /// Whether a lock survives when everything is killed at once, so that `recover` has to undo it.
     fn outlives_its_client(&self) -> bool {
         false
+    }
+    /// `acquireTimeout`: longer where the freeze text waits for more than a lock.
+    fn acquire(&self) -> Duration {
+        ACQUIRE
     }
     /// Checks of its own.
     fn more(&self, _container: &Container, _recipe: &Recipe, _data: &str) -> Vec<Checked> {

@@ -10,7 +10,7 @@ use stillpoint_executor::run::Reason;
 use super::{Engine, Refusal, debian, numbers};
 use crate::checks::Checked;
 use crate::container::{Container, Server};
-use crate::held::Held;
+use crate::held::{ACQUIRE, Held};
 use crate::literals::literals;
 use crate::logins::{Login, logins};
 use crate::writer::{Commit, Piped};
@@ -29,8 +29,8 @@ pub enum Kind {
     Flushed,
 }
 
-/// Neither is the default, and both are not 0.
-const DIRTY: [&str; 2] = ["88.000000", "12.000000"];
+/// What `mysql-flushed` changes, as the server has it: the first two are not the default, and none is what it becomes.
+const CHANGED: [&str; 4] = ["88.000000", "12.000000", "1", "128"];
 
 /// The server, for one of its templates.
 pub struct Mysql {
@@ -120,15 +120,16 @@ impl Mysql {
 
     /// What `mysql-flushed` changes is as before, after every way in which a hold ended.
     fn settings(container: &Container, data: &str) -> Outcome<String> {
-        let q = "SELECT @@GLOBAL.innodb_max_dirty_pages_pct, @@GLOBAL.innodb_max_dirty_pages_pct_lwm";
+        let q = "SELECT @@GLOBAL.innodb_max_dirty_pages_pct, @@GLOBAL.innodb_max_dirty_pages_pct_lwm, \
+                 @@GLOBAL.innodb_stats_auto_recalc, @@GLOBAL.innodb_purge_rseg_truncate_frequency";
         let until = std::time::Instant::now() + Duration::from_secs(10);
         loop {
             let now = Self::ask(container, data, q)?;
-            if now.split_whitespace().eq(DIRTY) {
-                return Ok(format!("as before: {}", DIRTY.join(", ")));
+            if now.split_whitespace().eq(CHANGED) {
+                return Ok(format!("as before: {}", CHANGED.join(", ")));
             }
             if std::time::Instant::now() > until {
-                return Err(format!("they are {now:?}, not {DIRTY:?}"));
+                return Err(format!("they are {now:?}, not {CHANGED:?}"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -149,6 +150,14 @@ impl Engine for Mysql {
     fn outlives_its_client(&self) -> bool {
         // Not the lock: what it changed of the server.
         self.template == Kind::Flushed
+    }
+
+    fn acquire(&self) -> Duration {
+        match self.template {
+            Kind::Observed | Kind::Locked => ACQUIRE,
+            // What its comment asks for.
+            Kind::Flushed => Duration::from_secs(45),
+        }
     }
 
     fn volumes(&self, data: &str) -> Vec<String> {
