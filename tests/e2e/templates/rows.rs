@@ -544,7 +544,11 @@ pub const ROWS: &[Row] = &[
         template: "mongodb",
         server: MONGODB,
         claim: Claim::Prepared,
-        failures: &[parameter("no server", &[("port", "27999")], &["ECONNREFUSED"])],
+        failures: &[
+            parameter("no server", &[("port", "27999")], &["ECONNREFUSED"]),
+            wrong_password(&["AuthenticationFailed"]),
+            parameter("missing privilege", &[("user", "reader")], &["PrivilegeMissing"]),
+        ],
         ..ROW
     },
     Row {
@@ -552,8 +556,15 @@ pub const ROWS: &[Row] = &[
         template: "mongodb-locked",
         server: MONGODB,
         options: "--sync-on-commit",
+        // With no right but those of the role.
+        parameters: &[("user", "stillpoint")],
         claim: Claim::Held(Continuity::Lock),
-        failures: &[parameter("no server", &[("port", "27999")], &["ECONNREFUSED"])],
+        failures: &[
+            parameter("no server", &[("port", "27999")], &["ECONNREFUSED"]),
+            wrong_password(&["AuthenticationFailed"]),
+            parameter("missing privilege", &[("user", "reader")], &["PrivilegeMissing"]),
+            parameter("cannot unlock", &[("user", "half")], &["PrivilegeMissing", "not let go"]),
+        ],
         controls: [Control::Unheld, Control::Unheld],
         ..ROW
     },
