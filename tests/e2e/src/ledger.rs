@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use stillpoint_api::evidence::MemberEvidence;
 
-use crate::{Outcome, Problem};
+use crate::{Outcome, Present as _, Problem};
 
 /// One line of `cuts.jsonl` (tests/cluster/README.md).
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +34,13 @@ pub struct Line {
     /// The true instant lies between this and `at`; on `cut` lines.
     #[serde(default)]
     pub cut_start: Option<Timestamp>,
+}
+
+impl Line {
+    /// Of a `cut` line.
+    fn true_cut(&self) -> Option<TrueCut> {
+        Some(TrueCut { from: self.cut_start?, to: self.at })
+    }
 }
 
 /// When a cut happened: at an instant between the two.
@@ -80,8 +88,26 @@ impl Ledger {
         self.lines()?
             .into_iter()
             .find(|line| line.event == "cut" && line.name == name)
-            .and_then(|line| Some(TrueCut { from: line.cut_start?, to: line.at }))
+            .and_then(|line| line.true_cut())
             .ok_or_else(|| Problem(format!("the driver's ledger has no cut {name}")))
+    }
+
+    /// The cut of a member of a Backup, by itself or in its group.
+    ///
+    /// # Errors
+    /// The ledger cannot be read, or has no such cut.
+    pub fn cut_of_member(&self, member: &MemberEvidence) -> Outcome<TrueCut> {
+        let Some(group) = &member.group else {
+            return self
+                .cut_of(member.volume_snapshot_uid.as_deref().present("the UID of a member's snapshot")?);
+        };
+        self.cuts_of_group(group.uid.as_deref().present("the UID of a member's group")?)?
+            .into_iter()
+            .find(|line| line.volume == member.volume_handle)
+            .and_then(|line| line.true_cut())
+            .ok_or_else(|| {
+                Problem(format!("the driver's ledger has no cut of {} in its group", member.claim_name))
+            })
     }
 
     /// The cuts of a VolumeGroupSnapshot, by its UID.

@@ -66,8 +66,7 @@ pub async fn verify(cluster: &Cluster, backup: &Backup) -> Outcome<Instants> {
     ensure!(!status.members.is_empty(), "{name} has no member");
     let mut cuts = Vec::new();
     for member in &status.members {
-        let uid = member.volume_snapshot_uid.as_deref().present("volumeSnapshotUID of a member")?;
-        let cut = cluster.ledger.cut_of(uid)?;
+        let cut = cluster.ledger.cut_of_member(member)?;
         ensure!(
             cut_start <= cut.from && cut.to <= thaw_sent,
             "{name}: the true cut {}..{} of {} is outside of [{cut_start}, {thaw_sent}]",

@@ -5,14 +5,15 @@ use std::time::Duration;
 use kube::ResourceExt as _;
 use stillpoint_api::Backup;
 use stillpoint_api::backup::{BackupStatus, Phase};
-use stillpoint_api::evidence::Consistency;
+use stillpoint_api::evidence::{Consistency, MemberEvidence};
 use stillpoint_e2e::acks::stalls;
 use stillpoint_e2e::ledger::TrueCut;
 use stillpoint_e2e::load::{Ack, Bounds, Checked};
 use stillpoint_e2e::world::{RUN_WITHIN, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, fail, point};
 
-use crate::rows::Claim;
+use crate::failures;
+use crate::rows::{Claim, Failure};
 use crate::site::{Copied, Site};
 
 /// The driver waits for so long before it cuts: a window in which an idle machine's writers commit dozens of times.
@@ -53,6 +54,9 @@ pub async fn prove(world: &mut World, site: &Site) -> Outcome<Proved> {
     if let Claim::Voided(setting) = site.row.claim {
         return voided(world, site, setting).await;
     }
+    if matches!(site.row.claim, Claim::Grouped(_)) && !site.storage.cuts_groups_at_once() {
+        return refused(world, site).await;
+    }
     let consistency = if site.row.claim == Claim::Saved { "BestEffort" } else { "Required" };
     site.policy(world, BY_HAND, &[], "server", consistency).await?;
     world.cluster.misbehave(Some(serde_json::json!({"preCutDelay": WINDOW})))?;
@@ -66,7 +70,7 @@ pub async fn prove(world: &mut World, site: &Site) -> Outcome<Proved> {
 
     let (seen, bounds) = window(world, site, &backup).await?;
     let status = backup.status.as_ref().present("the status")?;
-    if let Claim::Held(grade) = site.row.claim {
+    if let Some(grade) = site.row.claim.grade() {
         ensure!(status.continuity == Some(grade), "the continuity is {:?}, not {grade:?}", status.continuity);
     }
     site.commits_after(seen.to, GOES_ON_WITHIN).await?;
@@ -109,12 +113,14 @@ async fn window(world: &World, site: &Site, backup: &Backup) -> Outcome<(Seen, B
     let name = backup.name_any();
     ensure!(status.phase == Phase::Succeeded, "{name} is {:?}: {}", status.phase, point::outcome_of(backup));
     let member = status.members.first().present("the member")?;
-    let uid = member.volume_snapshot_uid.as_deref().present("members[0].volumeSnapshotUID")?;
-    let cut = world.cluster.ledger.cut_of(uid)?;
+    let cut = || world.cluster.ledger.cut_of_member(member);
     match site.row.claim {
-        Claim::Held(_) | Claim::Observed => {
+        Claim::Held(_) | Claim::Grouped(_) | Claim::Observed => {
             let instants = point::verify(&world.cluster, backup).await?;
-            let seen = Seen { cut, from: instants.frozen, to: instants.thaw_sent };
+            if matches!(site.row.claim, Claim::Grouped(_)) {
+                at_one_instant(world, &status.members)?;
+            }
+            let seen = Seen { cut: instants.cut, from: instants.frozen, to: instants.thaw_sent };
             let locks = site.row.claim.locks();
             Ok((seen, if locks { Bounds::held(&instants) } else { Bounds::observed(&seen.cut) }))
         }
@@ -129,7 +135,7 @@ async fn window(world: &World, site: &Site, backup: &Backup) -> Outcome<(Seen, B
             let of = |claim: &str| -> Outcome<TrueCut> {
                 let member =
                     status.members.iter().find(|member| member.claim_name == claim).present(claim)?;
-                world.cluster.ledger.cut_of(member.volume_snapshot_uid.as_deref().present("its snapshot")?)
+                world.cluster.ledger.cut_of_member(member)
             };
             let (data, log) = (of("data-server-0")?, of("second-server-0")?);
             let held = status.window.as_ref().present("the window")?;
@@ -155,7 +161,7 @@ async fn window(world: &World, site: &Site, backup: &Backup) -> Outcome<(Seen, B
                 status.verdict
             );
             // The point stands for what prepare made durable, and says so.
-            let stands = status.cut.as_ref().present("status.cut")?.0;
+            let (cut, stands) = (cut()?, status.cut.as_ref().present("status.cut")?.0);
             ensure!(
                 stands < cut.from,
                 "the point stands for {stands}, which is not before the cut {}",
@@ -169,10 +175,23 @@ async fn window(world: &World, site: &Site, backup: &Backup) -> Outcome<(Seen, B
                 "{name} is {:?}, and its template claims Crash at most",
                 status.consistency
             );
-            Ok(unheld(status.started_at.as_ref().present("status.startedAt")?.0.as_microsecond(), cut))
+            Ok(unheld(status.started_at.as_ref().present("status.startedAt")?.0.as_microsecond(), cut()?))
         }
         Claim::Voided(setting) => fail!("{setting} voids the claim: there is no point to look at"),
     }
+}
+
+/// Two members whose volumes the driver cut at one instant, by its ledger.
+fn at_one_instant(world: &World, members: &[MemberEvidence]) -> Outcome {
+    let group = members.first().and_then(|member| member.group.as_ref()).present("a member in a group")?;
+    let cuts = world.cluster.ledger.cuts_of_group(group.uid.as_deref().present("the group's UID")?)?;
+    let [data, log] = &cuts[..] else { fail!("the ledger has {} cuts of the group, not two", cuts.len()) };
+    ensure!(
+        members.len() == 2 && !data.cut.is_empty() && data.cut == log.cut && data.cut_start == log.cut_start,
+        "{} members, cut at two instants: {cuts:?}",
+        members.len()
+    );
+    Ok(())
 }
 
 /// A copy that stands for `stands`: all of before is there, and what was begun after the cut is not.
@@ -215,6 +234,20 @@ async fn voided(world: &mut World, site: &Site, setting: &str) -> Outcome<Proved
         continuity: "–".to_owned(),
         ..Proved::default()
     })
+}
+
+/// Two volumes that cannot be cut at once: the run names the ways out before anything is frozen.
+async fn refused(world: &mut World, site: &Site) -> Outcome<Proved> {
+    let apart = Failure {
+        name: "no group",
+        parameters: &[],
+        template: None,
+        container: None,
+        blocker: None,
+        says: &["2 volumes", "snapshot.group", "mysql-flushed"],
+    };
+    failures::fails(world, site, &apart).await?;
+    Ok(Proved { verdict: "refused".to_owned(), continuity: "–".to_owned(), ..Proved::default() })
 }
 
 /// A run of the proof's policy once more: after everything that went wrong it succeeds again.

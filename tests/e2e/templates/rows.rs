@@ -29,6 +29,11 @@ impl Storage {
             Self::Btrfs => "btrfs",
         }
     }
+
+    /// Whether a group of its volumes is cut at one instant (config/trust/cluster.yaml).
+    pub const fn cuts_groups_at_once(self) -> bool {
+        matches!(self, Self::Disk)
+    }
 }
 
 /// What a template claims of a point of this server.
@@ -36,6 +41,9 @@ impl Storage {
 pub enum Claim {
     /// No commit between FROZEN and THAW; the copy has exactly what was acknowledged before the thaw. So continuous.
     Held(Continuity),
+    /// As `Held`, with data and log on two volumes: both in one write-ordered cut; refused where the volumes of a group are cut one
+    /// after the other.
+    Grouped(Continuity),
     /// Nobody waits; the copy has everything that was acknowledged before the cut.
     Observed,
     /// As `Observed`, with data and log on two volumes that are cut in this order.
@@ -51,7 +59,15 @@ pub enum Claim {
 impl Claim {
     /// Whether writers wait in the window.
     pub const fn locks(self) -> bool {
-        matches!(self, Self::Held(_))
+        self.grade().is_some()
+    }
+
+    /// How continuous a lock is shown to have been.
+    pub const fn grade(self) -> Option<Continuity> {
+        match self {
+            Self::Held(grade) | Self::Grouped(grade) => Some(grade),
+            Self::Observed | Self::Staged | Self::Prepared | Self::Saved | Self::Voided(_) => None,
+        }
     }
 }
 
@@ -410,6 +426,15 @@ pub const ROWS: &[Row] = &[
         // The shell around the client has these words as well: both are killed at once, and `recover` is what is left.
         client: SQL_CLIENT,
         controls: [Control::Apart(MYSQL_LOCKED), Control::Apart(MYSQL_LOCKED)],
+        ..ROW
+    },
+    Row {
+        name: "mysql-group",
+        template: "mysql-locked",
+        server: MYSQL_APART,
+        options: "--gtid-mode=ON --enforce-gtid-consistency=ON --innodb-max-dirty-pages-pct=88 --innodb-max-dirty-pages-pct-lwm=12",
+        claim: Claim::Grouped(Continuity::Position),
+        controls: [Control::Apart(MYSQL_LOCKED), Control::Nothing("there is no point to compare with")],
         ..ROW
     },
     Row {

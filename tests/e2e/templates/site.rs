@@ -17,7 +17,7 @@ use stillpoint_e2e::{Outcome, Present as _, Problem};
 use tokio::process::{Child, Command};
 
 use crate::manifest;
-use crate::rows::{Row, Storage};
+use crate::rows::{Claim, Row, Storage};
 
 /// A Java or Erlang machine of two cores starts and writes its first row within this.
 const READY_WITHIN: Duration = Duration::from_secs(240);
@@ -176,6 +176,8 @@ impl Site {
     ) -> Outcome {
         let all: BTreeMap<&str, &str> =
             self.row.parameters.iter().copied().chain(parameters.iter().copied()).collect();
+        // A group is how the product would rather cut several volumes.
+        let alone = self.row.server.second.is_some() && !matches!(self.row.claim, Claim::Grouped(_));
         let spec = json!({
             "schedule": {"cron": "0 3 1 1 *"},
             "applications": [{
@@ -186,8 +188,7 @@ impl Site {
                 "container": container,
             }],
             "consistency": consistency,
-            // Several volumes are what the row is about: a group is how the product would rather cut them.
-            "snapshot": {"group": if self.row.server.second.is_some() { "Never" } else { "Auto" }},
+            "snapshot": {"group": if alone { "Never" } else { "Auto" }},
             "freeze": {"maxHold": self.row.freeze.0, "acquireTimeout": self.row.freeze.1},
             // A second attempt would hide the first one's words.
             "run": {"maxAttempts": 1},
