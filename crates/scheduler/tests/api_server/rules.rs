@@ -43,14 +43,6 @@ async fn accepted(world: &World, name: &str, value: &str, reason: &str) -> Backu
     world.status(name, |status| condition(status, "Accepted") == expected).await
 }
 
-/// Until the policy `often` has seen the end of this run and noted its slot: else the next slot may meet the run, since two
-/// watches have no order and a start is noted after it was made.
-async fn ended(world: &World, backup: &Backup) {
-    let slot = backup.spec.run.slot.as_ref().map(|slot| slot.0);
-    let noted = |status: &BackupPolicyStatus| status.last_slot.as_ref().map(|last| last.0) == slot;
-    world.status("often", |status| status.active.is_none() && noted(status)).await;
-}
-
 /// By an edit of the rule, of the policy and of the namespace's labels: nobody has to touch anything else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_outside_a_rule_is_refused_and_back_at_once() {
@@ -93,7 +85,6 @@ async fn points_of_a_policy_that_is_refused_are_not_pruned() {
     world.apply("often", json!({"cron": "* * * * *"})).await;
     let first = world.backups(1).await.remove(0);
     world.finish(&first).await;
-    ended(&world, &first).await;
     label(&world, json!("gold")).await;
     world.clock.advance(Duration::from_secs(60));
     world.wake("often").await;
@@ -232,7 +223,6 @@ async fn what_a_policy_left_is_noted_saved_by_its_successor_and_goes_after_its_t
     world.policies.patch("often", &PatchParams::default(), &keeps).await.unwrap();
     let older = world.backups(1).await.remove(0);
     world.finish(&older).await;
-    ended(&world, &older).await;
     world.clock.advance(Duration::from_secs(60));
     world.wake("often").await;
     let newer = world.backups(2).await.remove(1);
