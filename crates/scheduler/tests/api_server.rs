@@ -70,6 +70,11 @@ impl World {
     }
 
     async fn apply(&self, name: &str, schedule: Value) {
+        self.apply_keeping(name, schedule, 1).await;
+    }
+
+    /// The same with another number of points to keep, from the first look of the scheduler on.
+    async fn apply_keeping(&self, name: &str, schedule: Value, last: u32) {
         let policy: BackupPolicy = serde_json::from_value(json!({
             "apiVersion": "stillpoint.dev/v1alpha1",
             "kind": "BackupPolicy",
@@ -77,7 +82,7 @@ impl World {
             "spec": {
                 "schedule": schedule,
                 "objectives": {"rpo": "1h"},
-                "retention": {"last": 1},
+                "retention": {"last": last},
                 "applications": [{"name": "db", "selector": {"matchLabels": {"app": "db"}}}],
             },
         }))

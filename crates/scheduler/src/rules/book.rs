@@ -251,6 +251,12 @@ impl RuleBook {
         self.stirred.notified().await;
     }
 
+    /// The default policies of this namespace are to be looked at once more.
+    pub(crate) fn look_again(&self, namespace: &Arc<str>) {
+        self.state().dirty.insert(namespace.clone());
+        self.stirred.notify_one();
+    }
+
     /// Notes what became of a policy: the rules it is outside of, when it is refused.
     pub fn judged(&self, key: &PolicyKey, refused: Option<&[String]>) {
         let mut state = self.state();

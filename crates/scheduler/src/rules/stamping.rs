@@ -85,8 +85,15 @@ impl Steward {
         };
         let written = match done {
             Ok(written) => written,
-            // Somebody was faster: it is looked at again when the watch shows it.
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                // Somebody was faster, perhaps with a status only, which no watch tells of here. Of a policy that is there
+                // already it does.
+                if !matches!(action, Action::Create(_)) {
+                    self.book.look_again(&place.namespace);
+                }
+                return Ok(());
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
             Err(error) => return Err(error),
         };
         let namespace = &place.namespace;

@@ -49,6 +49,8 @@ async fn a_policy_outside_a_rule_is_refused_and_back_at_once() {
     let world = World::start("rule").await;
     label(&world, json!("gold")).await;
     rule(&world, "gold", json!({"require": {"rpo": "30m"}})).await;
+    // Else the policy may be seen first, and its first slot is started.
+    of_rule(&world, "gold", |status| status.namespaces == 1).await;
     // Its objective is one hour.
     world.apply("often", json!({"cron": "* * * * *"})).await;
     let status = accepted(&world, "often", "False", "RuleViolation").await;
@@ -218,9 +220,7 @@ async fn what_a_policy_left_is_noted_saved_by_its_successor_and_goes_after_its_t
         definitions.get("backuppolicies.stillpoint.dev").await.unwrap().creation_timestamp().unwrap().0;
     let second = async || SystemClock::new().wall().as_second();
     eventually(second, |second| *second > defined.as_second()).await;
-    let keeps = Patch::Merge(json!({"spec": {"retention": {"last": 5}}}));
-    world.apply("often", json!({"cron": "* * * * *"})).await;
-    world.policies.patch("often", &PatchParams::default(), &keeps).await.unwrap();
+    world.apply_keeping("often", json!({"cron": "* * * * *"}), 5).await;
     let older = world.backups(1).await.remove(0);
     world.finish(&older).await;
     world.clock.advance(Duration::from_secs(60));
@@ -246,8 +246,7 @@ async fn what_a_policy_left_is_noted_saved_by_its_successor_and_goes_after_its_t
     .await;
     assert!(told.orphans.unwrap().next_deletion.is_some());
 
-    world.apply("often", json!({"cron": "0 3 1 1 *"})).await;
-    world.policies.patch("often", &PatchParams::default(), &keeps).await.unwrap();
+    world.apply_keeping("often", json!({"cron": "0 3 1 1 *"}), 5).await;
     noted(false).await;
     of_rule(&world, "leavings", |status| status.orphans.as_ref().is_some_and(|orphans| orphans.backups == 0))
         .await;
