@@ -16,7 +16,7 @@ use stillpoint_api::clock::{Clock as _, ManualClock, SystemClock};
 use stillpoint_api::policy::{BackupPolicy, BackupPolicyStatus, Continuity};
 use stillpoint_scheduler::election::Leadership;
 use stillpoint_scheduler::{SchedulerContext, SchedulerError, run};
-use stillpoint_simcluster::{SimCluster, SimOptions};
+use stillpoint_simcluster::{Fault, FaultAction, SimCluster, SimOptions};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 

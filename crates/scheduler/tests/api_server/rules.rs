@@ -178,8 +178,11 @@ async fn a_default_policy_is_stamped_runs_follows_its_rule_and_steps_back() {
 
     let cron = async || world.policies.get("gold-orders").await.unwrap().spec.schedule.cron;
     let often = Patch::Merge(json!({"spec": {"schedule": {"cron": "@hourly"}}}));
+    // The scheduler may have written a status meanwhile; no other change follows that would bring another look.
+    world.cluster.faults().inject(Fault::new("update", "backuppolicies", FaultAction::Status(409)));
     world.policies.patch("gold-orders", &PatchParams::default(), &often).await.unwrap();
     eventually(cron, |cron| cron == "* * * * *").await;
+    assert_eq!(world.cluster.faults().hits(), 1);
     world.told("gold-orders", "StampedPolicyRestored", "the edit was put back").await;
     edit(&world, "gold", json!({"default": {"schedule": {"cron": "*/2 * * * *"}}})).await;
     eventually(cron, |cron| cron == "*/2 * * * *").await;
