@@ -12,6 +12,7 @@ pub mod placeholder;
 mod placement;
 mod reader;
 pub mod recovery;
+pub mod restored;
 mod substitute;
 mod types;
 
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration::ShortDuration;
 use crate::policy::PodChoice;
+use restored::{Check, DrillSafe, NamedCommand};
 
 /// A hook template of one namespace.
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -137,15 +139,15 @@ pub struct Recipe {
     /// Makes sure that it is thawed after an unknown outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recover: Option<Recover>,
-    /// Whether a restored copy may be started beside the original. Not supported yet.
+    /// Whether a restored copy may be started beside the original. Without it: `Never`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill_safe: Option<DrillSafe>,
-    /// Steps in a restored copy, before checks. Not supported yet.
+    /// Steps in a restored copy whose server runs, before checks, in this order (`stillpoint restore check`). Each may run again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub after_restore: Vec<NamedCommand>,
-    /// Checks of a restored copy. Not supported yet.
+    /// Checks of a restored copy whose server runs (`stillpoint restore check`); they change nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -592,60 +594,4 @@ pub struct Recover {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(max = 64)))]
     pub needs: Vec<String>,
-}
-
-/// Whether a restored copy may be started beside the original.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum DrillSafe {
-    /// It may, alone and without its peers.
-    Standalone,
-    /// It may not.
-    #[default]
-    Never,
-}
-
-/// A named command.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NamedCommand {
-    /// Its name.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-    /// Argv, no shell.
-    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
-    pub command: Vec<String>,
-    /// Longest time it may take.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<ShortDuration>,
-}
-
-/// A check of a restored copy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Check {
-    /// Its name.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-    /// Argv, no shell.
-    #[schemars(length(min = 1, max = 64), inner(length(max = 32768)))]
-    pub command: Vec<String>,
-    /// Longest time it may take.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<ShortDuration>,
-    /// What its output must be.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expect: Option<Expect>,
-}
-
-/// What the output of a check must be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Expect {
-    /// Exactly this text, without surrounding white space.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub equals: Option<String>,
-    /// A number at least this large.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at_least: Option<i64>,
 }

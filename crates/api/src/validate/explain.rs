@@ -363,6 +363,12 @@ pub const EXPLAINED: &[Explained] = &[
         instead: "Rename or remove one.",
     },
     Explained {
+        rule: "ExpectOne",
+        what: "A check's expect says nothing, or two things.",
+        why: "A check that expects nothing passes whatever is printed, and two expectations hide which one failed.",
+        instead: "Write either equals or atLeast, or leave expect out: then the exit code decides.",
+    },
+    Explained {
         rule: "NotSupportedYet",
         what: "A field whose behaviour is still to come.",
         why: "It would be ignored, and nothing is ignored here.",
@@ -382,6 +388,7 @@ mod tests {
             include_str!("recipe.rs"),
             include_str!("recipe/barrier.rs"),
             include_str!("recipe/recovery.rs"),
+            include_str!("recipe/restored.rs"),
             include_str!("recipe/session.rs"),
             include_str!("recipe/stages.rs"),
             include_str!("recipe/traps.rs"),

@@ -2,6 +2,7 @@
 
 mod barrier;
 mod recovery;
+mod restored;
 mod session;
 mod stages;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use crate::template::placeholder::{self, BLOCKER, RUN_TIME};
 use crate::template::{self, DataTime, Freeze, ParameterType, Recipe};
 use barrier::barrier;
 use recovery::{is_needed, recovery};
+use restored::restored;
 use session::{printed, session};
 use stages::{stages, volume_roles};
 use traps::traps;
@@ -48,7 +50,7 @@ pub fn recipe(recipe: &Recipe, kind: &str, name: &str) -> Vec<Finding> {
     found.extend(placement(recipe));
     found.extend(messages(recipe));
     found.extend(role(recipe));
-    found.extend(not_supported_yet(recipe));
+    found.extend(restored(recipe));
     if recipe
         .prepare
         .as_ref()
@@ -435,26 +437,4 @@ fn used_names(recipe: &Recipe) -> BTreeSet<&str> {
         used.extend(template::texts(held).into_iter().flat_map(|(_, text)| placeholder::names(text)));
     }
     used
-}
-
-fn not_supported_yet(recipe: &Recipe) -> Vec<Finding> {
-    [
-        (
-            !recipe.after_restore.is_empty(),
-            "spec.afterRestore",
-            "a step after a restore",
-            "remove it and describe it in the documentation",
-        ),
-        (
-            !recipe.checks.is_empty(),
-            "spec.checks",
-            "a check of a restored copy",
-            "remove it and describe it in the documentation",
-        ),
-        (recipe.drill_safe.is_some(), "spec.drillSafe", "a drill", "remove it"),
-    ]
-    .into_iter()
-    .filter(|(set, ..)| *set)
-    .map(|(_, path, what, instead)| Finding::not_yet(path, what, instead))
-    .collect()
 }

@@ -177,14 +177,27 @@ fn a_freeze_has_a_thaw() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_refused_and_never_ignored() {
-    for (pointer, value) in [
-        ("/afterRestore", json!([{"name": "a", "command": ["x"]}])),
-        ("/checks", json!([{"name": "a", "command": ["x"]}])),
-        ("/drillSafe", json!("Standalone")),
-    ] {
-        assert_eq!(rules(pointer, value), ["NotSupportedYet"], "{pointer}");
-    }
+fn what_runs_in_a_restored_copy_is_bounded_named_and_expects_one_thing() {
+    let one = json!({"name": "a", "command": ["x"]});
+    let with = |more: Value| {
+        let mut check = one.clone();
+        check.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        rules("/checks", json!([check]))
+    };
+    assert_eq!(rules("/drillSafe", json!("Standalone")), Vec::<&str>::new());
+    assert_eq!(rules("/afterRestore", json!([one])), Vec::<&str>::new());
+    assert_eq!(with(json!({"timeout": "2h", "expect": {"equals": ""}})), Vec::<&str>::new());
+    assert_eq!(with(json!({"timeout": "25h"})), ["UnboundedWait"]);
+    assert_eq!(with(json!({"timeout": "500ms"})), ["UnboundedWait"]);
+    assert_eq!(with(json!({"expect": {}})), ["ExpectOne"]);
+    assert_eq!(with(json!({"expect": {"equals": "ok", "atLeast": 1}})), ["ExpectOne"]);
+    assert_eq!(with(json!({"command": ["x", "{{nobody}}"]})), ["UnknownParameter"]);
+    let twice: Recipe = serde_json::from_value(json!({
+        "freeze": {"none": {}}, "afterRestore": [one], "checks": [one],
+    }))
+    .unwrap();
+    let found = recipe(&twice, "HookTemplate", "t");
+    assert_eq!(found.iter().map(|finding| finding.rule).collect::<Vec<_>>(), ["DuplicateName"]);
 }
 
 #[test]
