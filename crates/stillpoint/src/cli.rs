@@ -389,6 +389,9 @@ pub enum RestoreCommand {
     /// Make new claims from a recovery point; nothing that exists is touched
     #[command(after_help = RESTORE_HELP)]
     Run(RestoreRunArgs),
+    /// Run the template's steps and checks in a pod that you started on restored claims
+    #[command(after_help = RESTORE_CHECK_HELP)]
+    Check(RestoreCheckArgs),
 }
 
 const RESTORE_HELP: &str = "\
@@ -399,6 +402,41 @@ Examples:
 
 --policy takes the newest proven point; --backup takes that one, whatever it is worth.
 Exit codes with --wait: 0 restored, 1 failed, 75 not finished in time (it goes on).";
+
+const RESTORE_CHECK_HELP: &str = "\
+What a point is worth shows when a server runs on it: start one on the claims of `restore run`, then check it. The template is
+the one that the backup used, as it was then: first its afterRestore steps, in their order, then its checks, all of them.
+They run in copies only: a pod without restored claims, or with a claim of the original, is refused.
+
+Examples:
+  stillpoint restore check -n shop orders-copy                     the pod orders-copy, on claims of one Restore
+  stillpoint restore check -n shop orders-copy --container mysql -o json
+
+`stillpoint templates NAME` shows the steps and checks, and whether a copy may run beside its original (drillSafe).
+They run as the namespace's account stillpoint-hooks, so you need the right to impersonate it; --as-me runs them with
+your own rights instead, which need `create pods/exec`.
+
+Exit codes: 0 all passed, 1 one failed or nothing could be run, 64 wrong usage.";
+
+/// Arguments of `restore check`.
+#[derive(Args, Debug)]
+pub struct RestoreCheckArgs {
+    /// The pod whose server runs on the restored claims
+    #[arg(value_name = "POD")]
+    pub pod: String,
+    /// Container of the server. Default: the only one, else the one called as the original's
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Application of the backup, where it has several
+    #[arg(long, value_name = "NAME")]
+    pub application: Option<String>,
+    /// Run the steps and checks with your own rights
+    #[arg(long)]
+    pub as_me: bool,
+    /// How the result is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
 
 /// Arguments of `restore run`.
 #[derive(Args, Debug)]

@@ -5,6 +5,7 @@
 //! that name that is somebody else's is never touched. Which Backup is restored is written before anything is made, so that
 //! whoever takes over makes the rest of the same point.
 
+pub mod copy;
 mod desk;
 pub mod plan;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kube::Client;
 use stillpoint_api::backup::Trigger;
-use stillpoint_api::clock::SystemClock;
+use stillpoint_api::clock::{Clock as _, SystemClock};
 use stillpoint_api::evidence::{Consistency, CutKind, CutSignal, GroupKind};
 use stillpoint_api::outcome::{HookPhase, HookResult, RunResult, Violation};
 use stillpoint_executor::contents::ContentWatch;
@@ -15,6 +15,7 @@ use stillpoint_executor::hold::SystemEntropy;
 use stillpoint_executor::observer::{RunLabels, RunObserver};
 use stillpoint_executor::ownership::replica::identity;
 use stillpoint_executor::ownership::{Ownership, Timing};
+use stillpoint_executor::rehearsal::FENCE;
 use stillpoint_executor::storage::{StorageTable, TrustEntry, TrustFile};
 use stillpoint_executor::{controller, restore};
 use stillpoint_simcluster::{DRIVER, SimCluster};
@@ -95,22 +96,10 @@ impl Controller {
     fn start_as(cluster: &SimCluster, replica: &str, timing: Timing, storage: StorageTable) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let inside = runtime.enter();
-        let config = exec_client_config(cluster.kube_config());
-        let clock = SystemClock::shared();
-        let client = Client::try_from(config.clone()).unwrap();
-        let contents = ContentWatch::new();
         let heard = Arc::new(Heard::default());
-        let context = Context {
-            client: client.clone(),
-            exec: Arc::new(KubeExec::from_config(config, Arc::clone(&clock)).unwrap()),
-            clock,
-            entropy: Arc::new(SystemEntropy),
-            storage: Arc::new(storage),
-            observer: heard.clone(),
-            contents: contents.clone(),
-            ownership: Ownership::new(identity(replica, &SystemEntropy).unwrap(), "default", timing),
-            impersonate: true,
-        };
+        let ownership = Ownership::new(identity(replica, &SystemEntropy).unwrap(), "default", timing);
+        let context = context(cluster, storage, heard.clone(), ownership);
+        let (client, contents) = (context.client.clone(), context.contents.clone());
         let (stop, stopping) = watch::channel(false);
         // Each keeps a sender: a channel that closes would be a request to stop, and a killed runtime still polls some tasks.
         let until_stopped = || {
@@ -146,6 +135,34 @@ impl Drop for Controller {
             runtime.shutdown_background();
         }
     }
+}
+
+/// What the adapters work with, on this cluster.
+fn context(
+    cluster: &SimCluster,
+    storage: StorageTable,
+    observer: Arc<dyn RunObserver>,
+    ownership: Ownership,
+) -> Context {
+    let config = exec_client_config(cluster.kube_config());
+    let clock = SystemClock::shared();
+    Context {
+        client: Client::try_from(config.clone()).unwrap(),
+        exec: Arc::new(KubeExec::from_config(config, Arc::clone(&clock)).unwrap()),
+        clock,
+        entropy: Arc::new(SystemEntropy),
+        storage: Arc::new(storage),
+        observer,
+        contents: ContentWatch::new(),
+        ownership,
+        impersonate: true,
+    }
+}
+
+/// The same for somebody at the command line, who claims no run.
+pub fn by_hand(cluster: &SimCluster) -> Context {
+    let ownership = Ownership::unclaimed("somebody", SystemClock::new().mono(), FENCE);
+    context(cluster, StorageTable::default(), Arc::new(Heard::default()), ownership)
 }
 
 /// Times of ownership that a test can wait for.

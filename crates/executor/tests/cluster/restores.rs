@@ -5,16 +5,18 @@ use std::fs;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use stillpoint_api::Restore;
 use stillpoint_api::restore::RestorePhase;
+use stillpoint_api::template::HookTemplate;
+use stillpoint_executor::restore::copy::{Copy, Kind, Wish as Asked};
 use stillpoint_simcluster::{CLASS, Fault, FaultAction};
 
-use crate::controller::Controller;
-use crate::stage::{NAMESPACE, SOON, Stage, application, claims, create, eventually};
+use crate::controller::{Controller, by_hand};
+use crate::stage::{NAMESPACE, POD, SOON, Stage, Wish, application, claims, create, eventually};
 
 async fn restored(stage: &Stage, name: &str, source: Value, clone: Value) -> Restore {
     restore(stage, name, source, clone).await;
@@ -224,5 +226,82 @@ async fn a_restore_whose_replica_was_killed_is_finished_by_another_from_the_same
     // It counts from the first start, and the first replica's Lease had to run out.
     assert!(status.rto_seconds.is_some_and(|seconds| seconds > 1.0), "{:?}", status.rto_seconds);
     assert_eq!(content(&stage, "r-data", "state").await, "frozen\n");
+    stage.end().await;
+}
+
+/// A pod on restored claims, which keeps them as the database's pod does.
+async fn copy_on(stage: &Stage, name: &str, claim: &str) {
+    let mount = stage.cluster.root().join(format!("mnt-{name}"));
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "db", "image": "database", "command": ["sh", "-c", ": >ready; sleep 100000"], "workingDir": mount,
+                "readinessProbe": {"exec": {"command": ["test", "-f", "ready"]}, "periodSeconds": 1},
+                "volumeMounts": [{"name": "data", "mountPath": mount}],
+            }],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}],
+        },
+    });
+    create(&stage.cluster, pod).await;
+    let pods: Api<Pod> = Api::namespaced(stage.cluster.client(), NAMESPACE);
+    eventually("the copy runs", SOON, async || {
+        let status = pods.get(name).await.ok()?.status?;
+        let ready = status.conditions?.iter().any(|one| one.type_ == "Ready" && one.status == "True");
+        ready.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copy_is_checked_by_the_template_that_the_run_used_and_an_original_never() {
+    let recipe = json!({
+        "afterRestore": [{"name": "resume", "command": ["sh", "-c", "test ! -f broken && echo open >state"]}],
+        "checks": [
+            {"name": "orders", "command": ["cat", "orders"], "expect": {"equals": "before"}},
+            {"name": "resumed", "command": ["cat", "state"], "expect": {"equals": "open"}},
+            {"name": "program", "command": ["no-such-program-of-the-copy"]},
+        ],
+    });
+    let stage = Stage::with("copy", Wish { recipe: Some(recipe), ..Wish::default() }).await;
+    fs::write(stage.volume.join("orders"), "before").unwrap();
+    stage.back_up("b").await;
+    stage.finished("b").await;
+    fs::write(stage.volume.join("orders"), "after").unwrap();
+    // What was run is kept, whatever becomes of the template.
+    let templates: Api<HookTemplate> = Api::namespaced(stage.cluster.client(), NAMESPACE);
+    templates.delete("database", &Default::default()).await.unwrap();
+    restored(&stage, "r", json!({"backupRef": {"name": "b"}}), json!({})).await;
+    copy_on(&stage, "copy", "r-data").await;
+
+    let (context, wish) = (by_hand(&stage.cluster), Asked::default());
+    let copy = Copy::find(&context, NAMESPACE, "copy", &wish).await.unwrap();
+    assert_eq!(
+        (copy.backup.as_str(), copy.template.as_str(), copy.place().as_str()),
+        ("b", "database", "copy/db")
+    );
+    let mut told = Vec::new();
+    let done = copy.check(&context, |done| told.push(done.name.clone())).await;
+    assert_eq!(told, ["resume", "orders", "resumed", "program"]);
+    assert!(done[..3].iter().all(|done| done.failure.is_none()), "{done:?}");
+    let why = done[3].failure.clone().unwrap();
+    assert!(why.contains("copy/db") && why.contains("no-such-program-of-the-copy"), "{why}");
+
+    // A copy that is not what it should be, and one that cannot even be made usable.
+    let volume = stage.cluster.root().join("mnt-copy").canonicalize().unwrap();
+    fs::write(volume.join("orders"), "something else").unwrap();
+    let done = copy.check(&context, |_| {}).await;
+    assert_eq!(done[1].failure.as_deref(), Some("expected \"before\", got \"something else\""));
+    fs::write(volume.join("broken"), "").unwrap();
+    let done = copy.check(&context, |_| {}).await;
+    assert!(done.len() == 1 && done[0].kind == Kind::AfterRestore && done[0].failure.is_some(), "{done:?}");
+
+    // The original: not a step was run in it.
+    let refused = Copy::find(&context, NAMESPACE, POD, &wish).await.unwrap_err();
+    assert_eq!(refused.reason, "NotACopy");
+    let unknown = Copy::find(&context, NAMESPACE, "nowhere", &wish).await.unwrap_err();
+    assert_eq!(unknown.reason, "PodNotFound");
     stage.end().await;
 }

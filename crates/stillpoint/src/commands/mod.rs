@@ -9,6 +9,7 @@ mod hooks;
 pub mod lint;
 mod plan;
 mod restore;
+mod restore_check;
 mod templates;
 mod verify;
 
@@ -57,6 +58,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failure> {
             let cluster = Cluster::connect(&cli.cluster).await?;
             restore::run(&cluster, &args, &clock).await
         }),
+        Command::Restore(RestoreCommand::Check(args)) => connected(restore_check::run(&cli.cluster, &args)),
     }
 }
 

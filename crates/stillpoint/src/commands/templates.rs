@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use stillpoint_api::template::restored::DrillSafe;
 use stillpoint_api::template::{DataTime, Freeze, Layout, Proof, Recipe};
 use stillpoint_api::{ClusterHookTemplate, HookTemplate};
 
@@ -10,6 +11,9 @@ use super::lint::{self, LIBRARY, documents};
 use crate::cli::TemplatesArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
+
+/// Characters of a command that are shown.
+const SHOWN: usize = 160;
 
 /// One template; the JSON form is a contract with scripts.
 #[derive(Debug, Serialize)]
@@ -144,6 +148,14 @@ fn in_full(one: &Listed) -> String {
     } else {
         rows.push(("claim", "none: at most Crash".to_owned()));
     }
+    rows.push((
+        "drill",
+        match recipe.drill_safe.unwrap_or_default() {
+            DrillSafe::Standalone => "a restored copy may run beside the original",
+            DrillSafe::Never => "a restored copy must not reach the original or its peers",
+        }
+        .to_owned(),
+    ));
     for (name, value) in rows {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {name:<9} {value}");
@@ -156,6 +168,19 @@ fn in_full(one: &Listed) -> String {
             parameter.default.as_ref().map_or_else(|| "must be set".to_owned(), |value| format!("{value:?}"));
         let about = parameter.description.as_deref().unwrap_or_default();
         let _ = writeln!(text, "  {:<17} {default}  {about}", parameter.name);
+    }
+    let steps = recipe.after_restore.iter().map(|step| ("step", &step.name, &step.command, step.within()));
+    let checks = recipe.checks.iter().map(|check| ("check", &check.name, &check.command, check.within()));
+    let all: Vec<_> = steps.chain(checks).collect();
+    if !all.is_empty() {
+        text.push_str("\nIN A RESTORED COPY (stillpoint restore check POD)\n");
+    }
+    for (kind, name, command, within) in all {
+        // The last argument is what the client is asked; the way to it is the same for all.
+        let asked = command.last().map_or("", String::as_str);
+        let asked: String =
+            asked.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SHOWN).collect();
+        let _ = writeln!(text, "  {kind:<5} {name:<17} at most {within:?}: {asked}");
     }
     text
 }
