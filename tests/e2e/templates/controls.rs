@@ -73,6 +73,7 @@ pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<Strin
                         checked.missing, checked.expected
                     ));
                 }
+                Copied::Failed(words) => fail!("{words}"),
                 Copied::Dead(words) => return Ok(format!("at try {attempt}: {}", last_words(&words))),
             }
         }
@@ -81,7 +82,7 @@ pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<Strin
                 if order == [SECOND, DATA] { "the log before the data" } else { "the data before the log" };
             match disordered(site, &name, order, between).await? {
                 Copied::Exact(_) => continue,
-                Copied::Wrong { words, .. } => {
+                Copied::Wrong { words, .. } | Copied::Failed(words) => {
                     fail!("the server runs on it, and that was not expected: {words}")
                 }
                 Copied::Dead(words) => {
@@ -113,7 +114,9 @@ pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<Strin
                 ));
             }
             // A load that cannot reach the server shows nothing.
-            Copied::Wrong { words, .. } => fail!("it failed for another reason: {words}"),
+            Copied::Wrong { words, .. } | Copied::Failed(words) => {
+                fail!("it failed for another reason: {words}")
+            }
             // An atomic cut always starts: this is a fault, and not the loss that was to be shown.
             Copied::Dead(words) => fail!("the server does not run on an atomic cut: {words}"),
         }

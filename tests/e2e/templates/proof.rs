@@ -90,6 +90,7 @@ pub async fn prove(world: &mut World, site: &Site) -> Outcome<Proved> {
     let checked = match site.restored(world, &backup, &bounds).await? {
         Copied::Exact(checked) => checked,
         Copied::Wrong { words, .. } => fail!("the copy is not exact: {words}"),
+        Copied::Failed(words) => fail!("{words}"),
         Copied::Dead(words) => fail!("the server does not run on the copy: {words}"),
     };
     Ok(proved(status, &acks, seen, inside, &checked))

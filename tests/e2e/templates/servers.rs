@@ -295,16 +295,14 @@ exec mongod-stand-in --port 27017 --storage-path /data/db --auth $OPTIONS"#,
 };
 
 /// The look-alike of Db2 (tests/servers/look-alikes/db2), which is not Db2. A copy that was cut while it was suspended stays so until
-/// it is told what it is, as documented of `db2inidb`.
+/// it is told what it is, as documented of `db2inidb`: the template's `afterRestore` does.
 pub const DB2: Server = Server {
     image: "db2-look-alike",
     version: "echo 'a look-alike of Db2 11.5, not Db2'",
     engine: "db2",
     env: &[("LOOK_ALIKE_SOCKET", "/run/look-alike/db2.sock")],
     start: r#"mkdir -p /data/db2
-case $OPTIONS in *--inidb*) db2-look-alike /data/db2 --inidb ;; esac
 exec db2-look-alike /data/db2"#,
-    copy_options: "--inidb",
     ready: "db2pd -db SAMPLE -dbcfg",
     socket: Some("/run/look-alike"),
     ..PLAIN

@@ -43,6 +43,8 @@ pub enum Copied {
         /// What it said.
         words: String,
     },
+    /// The server runs on it, and a step or check of its template failed.
+    Failed(String),
     /// The server does not run on it.
     Dead(String),
 }
@@ -271,7 +273,7 @@ impl Site {
         let claims: Vec<String> = of("data").into_iter().chain(of("second")).collect();
         let holds = backup.status.iter().flat_map(|status| &status.holds);
         let label = holds.filter_map(|hold| hold.facts.get("backup_label")).next();
-        self.checked(&claims, label.map_or("", String::as_str), bounds).await
+        self.looked_at(&claims, label.map_or("", String::as_str), bounds, Some(world)).await
     }
 
     /// Starts the server on claims, the data's first, compares it with the writers' log, and removes all.
@@ -279,11 +281,25 @@ impl Site {
     /// # Errors
     /// It cannot be looked at.
     pub async fn checked(&self, claims: &[String], label: &str, bounds: &Bounds) -> Outcome<Copied> {
+        self.looked_at(claims, label, bounds, None).await
+    }
+
+    /// The same; what the product restored is checked by the product first, as the template says.
+    async fn looked_at(
+        &self,
+        claims: &[String],
+        label: &str,
+        bounds: &Bounds,
+        by_template: Option<&World>,
+    ) -> Outcome<Copied> {
         let pod = format!("on-{}", claims.first().present("a claim")?);
         let n = self.namespace;
         self.cluster.apply(&manifest::copy(&self.row, &pod, claims, label).to_string(), n).await?;
         let copied = match self.started(&pod).await {
-            Ok(()) => self.compared(&pod, bounds).await,
+            Ok(()) => match self.passes(&pod, by_template).await? {
+                Ok(()) => self.compared(&pod, bounds).await,
+                Err(words) => Ok(Copied::Failed(words)),
+            },
             Err(Problem(words)) => {
                 let log = self.cluster.kubectl(&["-n", n, "logs", &pod, "--tail=15"], None).await?.stdout;
                 Ok(Copied::Dead(format!("{words}\n{log}")))
@@ -309,6 +325,20 @@ impl Site {
             Ok(if seen.starts_with("Running true") { Look::Done(()) } else { Look::NotYet(seen) })
         })
         .await
+    }
+
+    /// Runs the template's steps and checks in a copy; what failed.
+    async fn passes(&self, pod: &str, by_template: Option<&World>) -> Outcome<Result<(), String>> {
+        let Some(world) = by_template else { return Ok(Ok(())) };
+        let printed = world.stillpoint(self.namespace, &["restore", "check", pod, "-o", "json"]).await?;
+        let report: serde_json::Value = serde_json::from_str(&printed.stdout).map_err(|error| {
+            Problem(format!("restore check said {:?} {:?}: {error}", printed.stdout, printed.stderr))
+        })?;
+        std::fs::write(world.out.join(format!("checks-{}.json", self.namespace)), &printed.stdout)?;
+        let passed = report["passed"] == true
+            && printed.code == Some(0)
+            && !report["steps"].as_array().is_none_or(Vec::is_empty);
+        Ok(if passed { Ok(()) } else { Err(format!("the template's checks: {}", printed.stdout)) })
     }
 
     async fn compared(&self, pod: &str, bounds: &Bounds) -> Outcome<Copied> {

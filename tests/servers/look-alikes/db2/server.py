@@ -42,6 +42,24 @@ class Database:
             self.changed.notify_all()
             return done("RESTART DATABASE" if restart else "SET WRITE")
 
+    def initialize(self):
+        """A copy that was cut while it was suspended recovers, and is a database of its own."""
+        with self.changed:
+            if not self.suspended:
+                return error("DBT1006N", "The db2inidb tool failed: the database is not in WRITE SUSPEND state.")
+            os.unlink(self.mark)
+            self.suspended = False
+            self.changed.notify_all()
+            return ["DBT1000I  The tool completed successfully."]
+
+    def inspect(self):
+        """Each row is a line that begins as rows do; what does not was not written by a commit."""
+        with open(self.rows.name, "rb") as rows:
+            kept = rows.read()
+        if kept and not kept.endswith(b"\n") or b"\0" in kept:
+            return error("SQL1141N", "The utility has completed with errors. The inspect results file must be formatted.")
+        return done("INSPECT")
+
     def connect(self, who, name):
         if name.upper() != NAME:
             return error("SQL1013N", f"The database alias name or database name \"{name}\" could not be found.")
@@ -99,6 +117,8 @@ def answer(database, asked):
         return ["YES" if database.suspended else "NO"]
     if verb == "CONNECT TO":
         return database.connect(who, words[2])
+    if verb == "INIDB " + NAME and " ".join(words[2:]).upper() == "AS SNAPSHOT":
+        return database.initialize()
     if verb == "RESTART DATABASE" and " ".join(words[3:]).upper() == "WRITE RESUME":
         return database.resume(restart=True) if authority else error("SQL1092N", "The requested command or operation failed because the user ID does not have the authority to perform the requested command or operation.")
     if words[0].upper() == "TERMINATE":
@@ -115,6 +135,8 @@ def answer(database, asked):
         return database.resume()
     if whole == "FLUSH BUFFERPOOLS ALL":
         return database.flush()
+    if whole.startswith("INSPECT CHECK DATABASE RESULTS "):
+        return database.inspect()
     if whole.startswith("SET CURRENT LOCK TIMEOUT "):
         return done("SQL")
     if whole.startswith("INSERT INTO T VALUES("):
@@ -147,11 +169,6 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 def main():
     directory = sys.argv[1]
-    if sys.argv[2:] == ["--inidb"]:
-        mark = os.path.join(directory, "write-suspended")
-        if os.path.exists(mark):
-            os.unlink(mark)
-        return
     try:
         # Only what is left of a server that is gone is taken away.
         with socket.socket(socket.AF_UNIX) as probe:

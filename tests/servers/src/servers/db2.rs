@@ -39,11 +39,12 @@ impl Engine for Db2 {
     }
 
     fn start(&self, container: &Container, data: &str) -> Outcome<Server> {
-        // As after a restore: a copy that was cut while suspended stays so until it is told what it is.
-        container.shell(&format!("server.py '{data}' --inidb"))?;
         let mut server =
             container.serve(&["server.py", data], &container.outside(data).with_extension("log"))?;
         server.until(|| container.shell("db2pd -db SAMPLE -dbcfg").map(|_| ()))?;
+        // As after a restore: a copy that was cut while suspended stays so until it is told what it is.
+        container
+            .shell("db2pd -db SAMPLE -dbcfg | grep -q 'SUSPEND_IO.*NO' || db2inidb SAMPLE as snapshot")?;
         Ok(server)
     }
 
