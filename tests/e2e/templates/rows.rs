@@ -288,6 +288,35 @@ const MYSQL_LATE_DDL: &str = mysql_late!(
 );
 /// The trap of the template: writers wait behind the lock that waits for it, and go on doing so after it was given up.
 const MYSQL_LATE_REPORT: &str = mysql_late!("", "SELECT l.writer, SLEEP(7) FROM ledger AS l LIMIT 1", "");
+/// Longer than the run, which waits until the session whose lock was refused can be no more. The table is of an engine for whose
+/// writers BACKUP STAGE waits; for those of InnoDB it does not.
+const MARIADB_UPDATE: &str = r#"m() { mariadb --no-defaults -S /run/mysqld/mysqld.sock -u root -n -N -B bank "$@"; }
+m -e 'CREATE TABLE late (v INT) ENGINE=MyISAM; INSERT INTO late VALUES (1)' || exit 1
+m -e 'UPDATE late SET v = v + SLEEP(25); DROP TABLE late' &
+until [ "$(m -e "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'UPDATE late%' AND STATE='User sleep'")" = 1 ]; do
+  sleep 0.2
+done
+echo taken
+wait"#;
+/// As `MYSQL_LATE_DDL`; there is no prepare that would see it. It copies the table and locks out its writers: for an ALTER TABLE that
+/// waits itself and does less, BACKUP STAGE does not wait (11.8; 10.11 has no copying that lets them in).
+const MARIADB_DDL: &str = r#"m() { mariadb --no-defaults -S /run/mysqld/mysqld.sock -u root -n -N -B bank "$@"; }
+m -e 'CREATE TABLE late (v INT); INSERT INTO late VALUES (1)' || exit 1
+{ echo "BEGIN; SELECT 'open' FROM late;"; sleep 25; } | m | {
+  read -r open
+  m -e 'ALTER TABLE late ADD COLUMN w INT, ALGORITHM=COPY, LOCK=SHARED; DROP TABLE late' &
+  until [ "$(m -e "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'ALTER TABLE late%' AND STATE LIKE 'Waiting for%'")" = 1 ]; do
+    sleep 0.2
+  done
+  echo taken
+  wait
+}"#;
+const MARIADB_FAILURES: &[Failure] = &[
+    NO_CLIENT,
+    busy(MARIADB_TAKEN, &["LockNotAcquired"]),
+    too_late("long update", MARIADB_UPDATE, &["LockNotAcquired", "long statement"]),
+    too_late("long DDL", MARIADB_DDL, &["LockNotAcquired", "long statement"]),
+];
 const MYSQL_OLD_TABLE: &str = "MYSQL_PWD=\"$MYSQL_ROOT_PASSWORD\" mysql --no-defaults -S /run/mysqld/mysqld.sock -u root -e \
                                'CREATE TABLE bank.old (i INT) ENGINE=MyISAM'";
 const DB2_SUSPENDED: &str = r#"printf 'CONNECT TO SAMPLE;\nSET WRITE SUSPEND FOR DATABASE;\nTERMINATE;\n' | db2 +p -t -s &&
@@ -464,7 +493,7 @@ pub const ROWS: &[Row] = &[
         server: MARIADB_11,
         options: "--log-bin=binlog --sync-binlog=1",
         claim: Claim::Held(Continuity::Position),
-        failures: &[NO_CLIENT, busy(MARIADB_TAKEN, &["LockNotAcquired"])],
+        failures: MARIADB_FAILURES,
         client: SQL_CLIENT,
         controls: [Control::Unheld, Control::Unheld],
         ..ROW
@@ -474,7 +503,7 @@ pub const ROWS: &[Row] = &[
         template: "mariadb",
         server: MARIADB_10,
         claim: Claim::Held(Continuity::Lock),
-        failures: &[NO_CLIENT, busy(MARIADB_TAKEN, &["LockNotAcquired"])],
+        failures: MARIADB_FAILURES,
         client: SQL_CLIENT,
         controls: [Control::Unheld, Control::Unheld],
         ..ROW
