@@ -139,7 +139,8 @@ exec mysqld --no-defaults --user=root --datadir=/data/mysql --socket=/run/mysqld
 
 /// The same with its redo log and its binary log on a volume of their own.
 pub const MYSQL_APART: Server = Server {
-    start: r#"if [ ! -d /data/mysql ]; then
+    start: r#"export TMPDIR=/run/mysqld
+if [ ! -d /data/mysql ]; then
   rm -rf /data/mysql.new /log/redo && mkdir /log/redo
   printf "ALTER USER root@localhost IDENTIFIED BY '%s';\n" "$(printf %s "$MYSQL_ROOT_PASSWORD" | sed "s/'/''/g")" >/run/mysqld/first.sql
   mysqld --no-defaults --initialize-insecure --user=root --datadir=/data/mysql.new --innodb-log-group-home-dir=/log/redo \
@@ -149,7 +150,6 @@ exec mysqld --no-defaults --user=root --datadir=/data/mysql --innodb-log-group-h
   --socket=/run/mysqld/mysqld.sock --skip-networking --mysqlx=OFF --secure-file-priv= \
   --innodb-buffer-pool-size=64M --innodb-redo-log-capacity=64M --max-connections=40 --server-id=1 $OPTIONS"#,
     second: Some("/log"),
-    read_only_root: false,
     ..MYSQL
 };
 
@@ -171,11 +171,12 @@ pub const MARIADB_10: Server = Server {
     start: MARIADB_START,
     ready: "mariadb --no-defaults --socket=/run/mysqld/mysqld.sock -u root -e 'SELECT 1'",
     socket: Some("/run/mysqld"),
+    read_only_root: true,
     ..PLAIN
 };
 
 /// MariaDB of Debian 13.
-pub const MARIADB_11: Server = Server { image: "mariadb-trixie", read_only_root: true, ..MARIADB_10 };
+pub const MARIADB_11: Server = Server { image: "mariadb-trixie", ..MARIADB_10 };
 
 const POSTGRES_START: &str = r#"chown postgres /var/run/postgresql
 as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
@@ -197,6 +198,7 @@ pub const POSTGRES_15: Server = Server {
     start: POSTGRES_START,
     ready: "pg_isready -q -h /var/run/postgresql -U postgres",
     socket: Some("/var/run/postgresql"),
+    read_only_root: true,
     ..PLAIN
 };
 
@@ -291,6 +293,7 @@ pub const MONGODB: Server = Server {
 fi
 exec mongod-stand-in --port 27017 --storage-path /data/db --auth $OPTIONS"#,
     ready: "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 27017), 1)'",
+    read_only_root: true,
     ..PLAIN
 };
 
@@ -305,5 +308,6 @@ pub const DB2: Server = Server {
 exec db2-look-alike /data/db2"#,
     ready: "db2pd -db SAMPLE -dbcfg",
     socket: Some("/run/look-alike"),
+    read_only_root: true,
     ..PLAIN
 };
