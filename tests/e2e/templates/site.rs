@@ -23,6 +23,8 @@ use crate::rows::{Claim, Row, Storage};
 const READY_WITHIN: Duration = Duration::from_secs(240);
 /// A restored server recovers as after a power failure.
 const STARTS_WITHIN: Duration = Duration::from_secs(150);
+/// The kubelet tells that a container has ended within this.
+const SAYS_SO_WITHIN: Duration = Duration::from_secs(10);
 /// Somebody in the way is there within this.
 const TAKEN_WITHIN: Duration = Duration::from_secs(40);
 
@@ -297,13 +299,14 @@ impl Site {
         self.cluster.apply(&manifest::copy(&self.row, &pod, claims, label).to_string(), n).await?;
         let copied = match self.started(&pod).await {
             Ok(()) => match self.passes(&pod, by_template).await? {
-                Ok(()) => self.compared(&pod, bounds).await,
+                Ok(()) => match self.compared(&pod, bounds).await {
+                    // A damaged page is found when it is read: the server ends then, and the check with it.
+                    Err(Problem(words)) if self.ended(&pod).await => self.dead(&pod, &words).await,
+                    compared => compared,
+                },
                 Err(words) => Ok(Copied::Failed(words)),
             },
-            Err(Problem(words)) => {
-                let log = self.cluster.kubectl(&["-n", n, "logs", &pod, "--tail=15"], None).await?.stdout;
-                Ok(Copied::Dead(format!("{words}\n{log}")))
-            }
+            Err(Problem(words)) => self.dead(&pod, &words).await,
         };
         let claims = claims.iter().map(|claim| ("pvc", claim.as_str()));
         for (kind, name) in std::iter::once(("pod", pod.as_str())).chain(claims) {
@@ -311,6 +314,26 @@ impl Site {
             self.cluster.kubectl(&gone, None).await?.good("delete what was restored")?;
         }
         copied
+    }
+
+    /// A server that does not run, with the last lines of its log.
+    async fn dead(&self, pod: &str, words: &str) -> Outcome<Copied> {
+        let log = self.cluster.kubectl(&["-n", self.namespace, "logs", pod, "--tail=15"], None).await?.stdout;
+        Ok(Copied::Dead(format!("{words}\n{log}")))
+    }
+
+    /// Whether the server on a copy has ended: nobody tells it to, and it is not started again. The pod says so some time after a command
+    /// in it was broken off.
+    async fn ended(&self, pod: &str) -> bool {
+        until("the server on the copy to end", SAYS_SO_WITHIN, async || {
+            let path = "jsonpath={.status.phase}";
+            let seen =
+                self.cluster.kubectl(&["-n", self.namespace, "get", "pod", pod, "-o", path], None).await?;
+            let phase = seen.good("get pod")?;
+            Ok(Look::at((phase == "Failed" || phase == "Succeeded").then_some(()), phase))
+        })
+        .await
+        .is_ok()
     }
 
     async fn started(&self, pod: &str) -> Outcome {
