@@ -16,6 +16,9 @@ use crate::container::{Container, signal_group};
 
 /// For what takes moments; a busy machine may take its time.
 const SOON: Duration = Duration::from_secs(30);
+/// For the client's start. mongosh takes more than a second of processor time before it reads its first line, and on a busy machine
+/// 10 to 23 s (24 starts). As long as the shell in front of it waits for the freeze.
+const STARTED: Duration = Duration::from_secs(60);
 /// `acquireTimeout` of most rows.
 pub const ACQUIRE: Duration = Duration::from_secs(8);
 
@@ -110,7 +113,7 @@ impl Held {
         let lease = held.recipe.lease;
         let text = held.recipe.texts.open(&held.plan, &held.nonce, lease, acquire);
         held.write(&text.map_err(|error| error.to_string())?)?;
-        held.until("READY", |line| matches!(line, HoldLine::Ready(_)))?;
+        held.until_for("READY", STARTED, |line| matches!(line, HoldLine::Ready(_)))?;
         Ok(held)
     }
 
