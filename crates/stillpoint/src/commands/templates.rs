@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use stillpoint_api::template::restored::DrillSafe;
+use stillpoint_api::template::restored::{DrillSafe, Expect};
 use stillpoint_api::template::{DataTime, Freeze, Layout, Proof, Recipe};
 use stillpoint_api::{ClusterHookTemplate, HookTemplate};
 
@@ -11,9 +11,6 @@ use super::lint::{self, LIBRARY, documents};
 use crate::cli::TemplatesArgs;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
-
-/// Characters of a command that are shown.
-const SHOWN: usize = 160;
 
 /// One template; the JSON form is a contract with scripts.
 #[derive(Debug, Serialize)]
@@ -169,20 +166,27 @@ fn in_full(one: &Listed) -> String {
         let about = parameter.description.as_deref().unwrap_or_default();
         let _ = writeln!(text, "  {:<17} {default}  {about}", parameter.name);
     }
-    let steps = recipe.after_restore.iter().map(|step| ("step", &step.name, &step.command, step.within()));
-    let checks = recipe.checks.iter().map(|check| ("check", &check.name, &check.command, check.within()));
+    let steps = recipe.after_restore.iter().map(|step| ("step", &step.name, step.within(), None));
+    let checks =
+        recipe.checks.iter().map(|check| ("check", &check.name, check.within(), check.expect.as_ref()));
     let all: Vec<_> = steps.chain(checks).collect();
     if !all.is_empty() {
         text.push_str("\nIN A RESTORED COPY (stillpoint restore check POD)\n");
     }
-    for (kind, name, command, within) in all {
-        // The last argument is what the client is asked; the way to it is the same for all.
-        let asked = command.last().map_or("", String::as_str);
-        let asked: String =
-            asked.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SHOWN).collect();
-        let _ = writeln!(text, "  {kind:<5} {name:<17} at most {within:?}: {asked}");
+    for (kind, name, within, expect) in all {
+        let expected = expect.map_or_else(|| "ends with 0".to_owned(), expected);
+        let _ = writeln!(text, "  {kind:<5} {name:<17} {expected}, within {}", output::length(within));
     }
     text
+}
+
+fn expected(expect: &Expect) -> String {
+    match (&expect.equals, expect.at_least) {
+        (Some(text), _) if text.is_empty() => "prints nothing".to_owned(),
+        (Some(text), _) => format!("prints {text:?}"),
+        (None, Some(least)) => format!("prints at least {least}"),
+        (None, None) => "ends with 0".to_owned(),
+    }
 }
 
 #[cfg(test)]
