@@ -1,9 +1,11 @@
 //! What is checked of one template on one server.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use stillpoint_api::template::restored::Check;
 use stillpoint_api::template::{Freeze, Recipe};
 use stillpoint_executor::hold::HoldLine;
 
@@ -89,7 +91,7 @@ fn all(row: &Row, container: &Container, found: &mut Vec<Checked>) -> Outcome<()
         drop(writer);
     }
     let (acks, bound) = kept;
-    found.push(("copy".into(), copied(row, container, &copy, &acks, bound)));
+    copied(row, container, &copy, &acks, bound, found)?;
     for directory in volumes.iter().chain(&copies) {
         let _ = std::fs::remove_dir_all(container.outside(directory));
     }
@@ -302,11 +304,74 @@ fn refused(row: &Row, container: &Container, data: &str, refusal: &Refusal) -> O
     Err(format!("it should say {:?}: {done:?}", refusal.says))
 }
 
-/// Starts a server on the copy and compares its rows with the writer's log.
-fn copied(row: &Row, container: &Container, copy: &str, acks: &[Ack], bound: Bound) -> Outcome<String> {
+/// Starts a server on the copy, compares its rows with the writer's log, and runs the checks of the template in it.
+fn copied(
+    row: &Row,
+    container: &Container,
+    copy: &str,
+    acks: &[Ack],
+    bound: Bound,
+    found: &mut Vec<Checked>,
+) -> Outcome<()> {
+    let recipe = library::recipe(row.template, &row.engine.parameters(copy))?;
     let server = row.engine.start(container, copy)?;
-    let rows = row.engine.rows(container, copy)?;
+    // Steps may be what brings the rows: a repository is restored from by them. Each may run again.
+    let steps = after_restore(container, &recipe).and_then(|()| after_restore(container, &recipe));
+    let rows = row.engine.rows(container, copy);
+    found.push(("copy".into(), rows.and_then(|rows| compared(&rows, acks, bound))));
+    if !recipe.checks.is_empty() {
+        found.push(("checks".into(), steps.and_then(|()| checked(container, &recipe.checks))));
+        if let Some(damaged) = row.engine.damage(container, copy) {
+            found.push(("damaged copy".into(), damaged.and_then(|()| noticed(container, &recipe.checks))));
+        }
+    }
     drop(server);
+    Ok(())
+}
+
+/// What is to be done in a restored copy before it is used.
+fn after_restore(container: &Container, recipe: &Recipe) -> Outcome<()> {
+    for step in &recipe.after_restore {
+        let done = container.run_within(&step.command, step.within())?;
+        if done.code != Some(0) {
+            return Err(format!("step {}: {done:?}", step.name));
+        }
+    }
+    Ok(())
+}
+
+/// Why a check does not pass.
+fn unmet(container: &Container, check: &Check) -> Outcome<Option<String>> {
+    let done = container.run_within(&check.command, check.within())?;
+    if done.code != Some(0) {
+        return Ok(Some(format!("check {}: {done:?}", check.name)));
+    }
+    let why = check.expect.as_ref().and_then(|expect| expect.unmet(&done.stdout));
+    Ok(why.map(|why| format!("check {}: {why}", check.name)))
+}
+
+/// That every check passes.
+fn checked(container: &Container, checks: &[Check]) -> Outcome<String> {
+    for check in checks {
+        if let Some(why) = unmet(container, check)? {
+            return Err(why);
+        }
+    }
+    Ok(format!("{} checks", checks.len()))
+}
+
+/// That one of the checks does not pass.
+fn noticed(container: &Container, checks: &[Check]) -> Outcome<String> {
+    for check in checks {
+        if let Some(why) = unmet(container, check)? {
+            return Ok(format!("refused: {why}"));
+        }
+    }
+    Err("every check passed".to_owned())
+}
+
+/// The rows of a copy against the writer's log.
+fn compared(rows: &BTreeSet<u64>, acks: &[Ack], bound: Bound) -> Outcome<String> {
     let (before, after) = match bound {
         Bound::Prepared(at) | Bound::Observed(at) => (at, None),
         Bound::Held { frozen, thawing } => (thawing, Some(frozen)),

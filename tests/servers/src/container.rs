@@ -54,6 +54,14 @@ impl Container {
         Ok(Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
     }
 
+    /// Runs a command to its end, or kills it and what it started when that takes too long.
+    pub fn run_within(&self, argv: &[String], limit: Duration) -> Outcome<Done> {
+        let mut limited: Vec<String> =
+            ["timeout", "-s", "KILL", &limit.as_secs().to_string()].map(str::to_owned).to_vec();
+        limited.extend_from_slice(argv);
+        self.run(&limited)
+    }
+
     /// Runs a line of shell that must succeed; what it printed.
     pub fn shell(&self, line: &str) -> Outcome<String> {
         let done = self.run(&["sh".into(), "-c".into(), line.into()])?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use stillpoint_api::template::Recipe;
 
-use super::{Engine, Refusal, debian, numbers};
+use super::{Engine, Refusal, debian, numbers, overwrite};
 use crate::Outcome;
 use crate::checks::Checked;
 use crate::container::{Container, Server};
@@ -93,6 +93,10 @@ impl Engine for Clickhouse {
         ]
     }
 
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        Some(overwrite(container, &format!("'{copy}/data/default/t' -name row.bin")))
+    }
+
     fn more(&self, container: &Container, recipe: &Recipe, _data: &str) -> Vec<Checked> {
         let torn = (|| {
             Self::ask(container, "CREATE TABLE logged (row UInt64) ENGINE = TinyLog")?;
@@ -155,7 +159,7 @@ impl Engine for Influxdb {
 
     fn start(&self, container: &Container, data: &str) -> Outcome<Server> {
         let text = format!(
-            "reporting-disabled = true\nbind-address = \"127.0.0.1:18088\"\n[meta]\n  dir = \"{data}/meta\"\n[data]\n  dir = \"{data}/data\"\n  wal-dir = \"{data}/wal\"\n[http]\n  bind-address = \"127.0.0.1:18086\"\n"
+            "reporting-disabled = true\nbind-address = \"127.0.0.1:18088\"\n[meta]\n  dir = \"{data}/meta\"\n[data]\n  dir = \"{data}/data\"\n  wal-dir = \"{data}/wal\"\n  cache-snapshot-write-cold-duration = \"1s\"\n[http]\n  bind-address = \"127.0.0.1:18086\"\n"
         );
         let file = format!("{data}.conf");
         std::fs::write(container.outside(&file), text).map_err(|error| error.to_string())?;
@@ -198,6 +202,15 @@ impl Engine for Influxdb {
                 ..Refusal::default()
             },
         ]
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        // A file of points is written once nothing comes any more.
+        let files = format!("'{copy}/data/d' -name '*.tsm' -size +0");
+        let written = format!(
+            "timeout 60 sh -c 'until [ -n \"$(find \"$0\" -name *.tsm)\" ]; do sleep 0.2; done' '{copy}/data/d'"
+        );
+        Some(container.shell(&written).and_then(|_| overwrite(container, &files)))
     }
 
     fn more(&self, container: &Container, recipe: &Recipe, data: &str) -> Vec<Checked> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use stillpoint_api::template::Recipe;
 
 use super::own::own;
-use super::{Engine, Refusal, numbers};
+use super::{Engine, Refusal, numbers, overwrite};
 use crate::Outcome;
 use crate::checks::Checked;
 use crate::container::{Container, Server};
@@ -65,11 +65,7 @@ impl Engine for Kafka {
     }
 
     fn parameters(&self, data: &str) -> Vec<(&'static str, String)> {
-        let mut parameters = vec![("directory", data.to_owned())];
-        if !self.cluster {
-            parameters.push(("port", "29192".to_owned()));
-        }
-        parameters
+        vec![("directory", data.to_owned()), ("port", "29192".to_owned())]
     }
 
     fn commit(&self, container: &Container, _data: &str) -> Outcome<Commit> {
@@ -101,6 +97,10 @@ impl Engine for Kafka {
             });
         }
         refusals
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        Some(overwrite(container, &format!("'{copy}' -path '*/rows-0/*' -name '*.log'")))
     }
 
     fn more(&self, container: &Container, recipe: &Recipe, data: &str) -> Vec<Checked> {
@@ -150,18 +150,6 @@ impl Search {
             "curl -sS -f -X {method} -H 'Content-Type: application/json' -d '{body}' 'http://127.0.0.1:29200/{path}'"
         ))
     }
-
-    /// Registers the repository of a copy and restores its only snapshot, as the vendor asks for.
-    fn restore(container: &Container, data: &str) -> Outcome<()> {
-        let settings =
-            format!("{{\"type\":\"fs\",\"settings\":{{\"location\":\"{data}/backups\",\"readonly\":true}}}}");
-        Self::ask(container, "PUT", "_snapshot/copy", &settings)?;
-        let names = Self::ask(container, "GET", "_cat/snapshots/copy?h=id", "")?;
-        let names: Vec<&str> = names.split_whitespace().collect();
-        let [name] = names.as_slice() else { return Err(format!("one snapshot is kept, found {names:?}")) };
-        let path = format!("_snapshot/copy/{name}/_restore?wait_for_completion=true");
-        Self::ask(container, "POST", &path, "{\"indices\":\"rows\"}").map(|_| ())
-    }
 }
 
 impl Engine for Search {
@@ -187,9 +175,8 @@ impl Engine for Search {
         let argv = ["sh", "-c", line, self.product, &file, &home, &format!("{data}/backups")];
         let mut server = container.serve(&argv, &container.outside(data).with_extension("log"))?;
         server.until(|| Self::ask(container, "GET", "_cluster/health", "").map(|_| ()))?;
-        if copy {
-            Self::restore(container, data)?;
-        } else {
+        // Into a copy the template restores.
+        if !copy {
             let settings = "{\"settings\":{\"number_of_shards\":1,\"number_of_replicas\":0}}";
             Self::ask(container, "PUT", "rows", settings)?;
         }
@@ -235,6 +222,18 @@ impl Engine for Search {
                 ..Refusal::default()
             },
         ]
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        // What would have been restored from damaged files.
+        Some((|| {
+            Self::ask(container, "DELETE", "rows", "")?;
+            overwrite(container, &format!("'{copy}/backups/indices' -type f -name '__*'"))?;
+            let names = Self::ask(container, "GET", "_cat/snapshots/stillpoint?h=id", "")?;
+            let name = names.split_whitespace().next().ok_or("the repository has no snapshot")?;
+            let path = format!("_snapshot/stillpoint/{name}/_restore?wait_for_completion=true");
+            Self::ask(container, "POST", &path, "{\"indices\":\"rows\"}").map(|_| ())
+        })())
     }
 
     fn more(&self, container: &Container, recipe: &Recipe, data: &str) -> Vec<Checked> {

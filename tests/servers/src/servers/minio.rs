@@ -50,7 +50,7 @@ impl Engine for Minio {
     }
 
     fn parameters(&self, data: &str) -> Vec<(&'static str, String)> {
-        vec![("directories", data.to_owned())]
+        vec![("directories", data.to_owned()), ("url", URL.to_owned())]
     }
 
     fn commit(&self, container: &Container, _data: &str) -> Outcome<Commit> {

@@ -80,6 +80,10 @@ pub trait Engine {
     fn acquire(&self) -> Duration {
         ACQUIRE
     }
+    /// Damages what the server of a copy runs on, so that the template's checks must not pass any more.
+    fn damage(&self, _container: &Container, _copy: &str) -> Option<Outcome<()>> {
+        None
+    }
     /// Checks of its own.
     fn more(&self, _container: &Container, _recipe: &Recipe, _data: &str) -> Vec<Checked> {
         Vec::new()
@@ -142,6 +146,17 @@ fn debian(roots: &Path, name: &str) -> Container {
         path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
         env: Vec::new(),
     }
+}
+
+/// Overwrites the middle of each file that `find` prints with these arguments; one at least.
+fn overwrite(container: &Container, find: &str) -> Outcome<()> {
+    let line = format!(
+        "find {find} > /tmp/stillpoint-damaged; [ -s /tmp/stillpoint-damaged ] || exit 3; while IFS= read -r file; do \
+         size=$(stat -c %s \"$file\"); printf '\\377\\000\\252\\125\\377\\000\\252\\125' | \
+         dd of=\"$file\" bs=1 seek=$((size / 2)) conv=notrunc status=none || exit 3; done < /tmp/stillpoint-damaged; \
+         rm /tmp/stillpoint-damaged"
+    );
+    container.shell(&line).map(|_| ())
 }
 
 fn numbers(text: &str) -> BTreeSet<u64> {

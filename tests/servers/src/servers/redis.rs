@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use stillpoint_api::template::{Freeze, Recipe};
 
-use super::{Engine, Refusal, debian, numbers};
+use super::{Engine, Refusal, debian, numbers, overwrite};
 use crate::Outcome;
 use crate::checks::Checked;
 use crate::container::{Container, Server};
@@ -147,6 +147,11 @@ impl Engine for Redis {
                 ..Refusal::default()
             },
         ]
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        let files = if self.append_only { "*.incr.aof" } else { "*.rdb" };
+        Some(overwrite(container, &format!("'{copy}' -name '{files}'")))
     }
 
     fn more(&self, container: &Container, recipe: &Recipe, _data: &str) -> Vec<Checked> {

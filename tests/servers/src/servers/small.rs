@@ -72,6 +72,14 @@ impl Engine for Sqlite {
         }]
     }
 
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        // Also of a page whose newest state is in the log yet.
+        let file = Self::file(copy);
+        let whole = format!("sqlite3 '{file}' 'PRAGMA wal_checkpoint(TRUNCATE)'");
+        let page = format!("dd if=/dev/zero of='{file}' bs=4096 seek=2 count=1 conv=notrunc status=none");
+        Some(container.shell(&format!("{whole} && {page}")).map(|_| ()))
+    }
+
     fn more(&self, container: &Container, recipe: &Recipe, data: &str) -> Vec<Checked> {
         let stolen = (|| {
             let mut held = Held::open(container, recipe)?;
@@ -162,6 +170,14 @@ impl Engine for Etcd {
             says: "Error: context deadline exceeded",
             ..Refusal::default()
         }]
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        // The server has the file in its memory as it lies on the volume.
+        let line = format!(
+            "dd if=/dev/zero of='{copy}/member/snap/db' bs=4096 seek=2 count=400 conv=notrunc status=none"
+        );
+        Some(container.shell(&line).map(|_| ()))
     }
 }
 

@@ -107,6 +107,10 @@ impl Engine for SqlServer {
         ]
     }
 
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        Some(container.shell(&format!("echo torn >> '{copy}/rows'")).map(|_| ()))
+    }
+
     fn more(&self, container: &Container, recipe: &Recipe, data: &str) -> Vec<Checked> {
         let mut checks = Suspension {
             container,
