@@ -278,7 +278,7 @@ pub const MONGODB: Server = Server {
     version: "printf 'mongosh %s on WiredTiger, stand-in server' \"$(mongosh --version)\"",
     engine: "mongodb",
     env: &[("MONGO_INITDB_ROOT_USERNAME", "owner"), ("MONGO_INITDB_ROOT_PASSWORD", PASSWORD)],
-    // The accounts are made before logins are asked for, as the official image does; the role is that of mongodb-locked's comment.
+    // The accounts are made before logins are asked for, as the official image does; the roles are those of mongodb-locked's comment.
     start: r#"if [ ! -d /data/db ]; then
   rm -rf /data/new
   mongod-stand-in --port 27018 --storage-path /data/new &
@@ -286,8 +286,8 @@ pub const MONGODB: Server = Server {
   mongosh --quiet --norc 'mongodb://127.0.0.1:27018/admin?directConnection=true' --eval '
     db.createRole({role: "stillpoint", privileges: [{resource: {cluster: true}, actions: ["fsync", "unlock", "inprog", "serverStatus"]}], roles: []});
     db.createRole({role: "half", privileges: [{resource: {cluster: true}, actions: ["fsync", "inprog", "serverStatus"]}], roles: []});
-    for (const [user, role] of [[process.env.MONGO_INITDB_ROOT_USERNAME, "root"], ["stillpoint", "stillpoint"], ["half", "half"], ["reader", "read"]])
-      db.createUser({user: user, pwd: process.env.MONGO_INITDB_ROOT_PASSWORD, roles: [role]})' || exit 1
+    for (const [user, ...roles] of [[process.env.MONGO_INITDB_ROOT_USERNAME, "root"], ["stillpoint", "stillpoint", "readAnyDatabase", "dbAdminAnyDatabase"], ["half", "half"], ["reader", "read"]])
+      db.createUser({user: user, pwd: process.env.MONGO_INITDB_ROOT_PASSWORD, roles: roles})' || exit 1
   kill $! && wait
   sync && mv /data/new /data/db
 fi
