@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde::Serialize;
 use stillpoint_api::backup::{Backup, BackupStatus};
@@ -98,18 +99,22 @@ impl Copy {
         for name in claim_names(&pod) {
             claims.extend(asked("read a claim of the pod", api.get_opt(name)).await?);
         }
-        let restore = restore_of(&pod, &claims)?;
+        let uid = restore_of(&pod, &claims)?;
         let restores: Api<Restore> = Api::namespaced(context.client.clone(), namespace);
-        let gone = || {
-            Refusal::stands(
-                "RestoreUnknown",
-                format!(
-                    "the Restore {restore} is gone or names no Backup, so that nobody knows which template fits its claims"
-                ),
-            )
-        };
-        let restored = asked("read the Restore", restores.get_opt(&restore)).await?.ok_or_else(gone)?;
-        let name = restored.status.and_then(|status| status.backup).ok_or_else(gone)?;
+        let all = asked("list the Restores", restores.list(&ListParams::default())).await?.items;
+        let name = all
+            .into_iter()
+            .find(|restore| restore.uid().as_ref() == Some(&uid))
+            .and_then(|restore| restore.status?.backup)
+            .ok_or_else(|| {
+                Refusal::stands(
+                    "RestoreUnknown",
+                    format!(
+                        "the Restore of pod {}'s claims is gone or names no Backup, so that nobody knows which template fits them",
+                        pod.name_any()
+                    ),
+                )
+            })?;
         let backups: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
         let backup = asked("read the Backup", backups.get_opt(&name)).await?;
         let status = backup.and_then(|backup| backup.status).ok_or_else(|| {
@@ -205,9 +210,10 @@ impl Copy {
 }
 
 async fn asked<T>(what: &str, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Refusal> {
-    bounded(what, request)
-        .await
-        .map_err(|error: RequestError| Refusal::may_pass("ApiUnavailable", error.to_string()))
+    bounded(what, request).await.map_err(|error: RequestError| {
+        let reason = if error.is_forbidden() { "Forbidden" } else { "ApiUnavailable" };
+        Refusal { reason, may_pass: !error.is_forbidden(), message: error.to_string() }
+    })
 }
 
 fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
@@ -216,10 +222,11 @@ fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
         .filter_map(|volume| volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.as_str()))
 }
 
-/// The Restore that made the pod's claims.
+/// UID of the Restore that made the pod's claims.
 fn restore_of(pod: &Pod, claims: &[PersistentVolumeClaim]) -> Result<String, Refusal> {
+    // The label of that name is shortened where the Restore's is long.
     let mut restores: Vec<&String> =
-        claims.iter().filter_map(|claim| claim.labels().get(RESTORE_LABEL)).collect();
+        claims.iter().filter_map(|claim| claim.annotations().get(RESTORE_LABEL)).collect();
     restores.sort();
     restores.dedup();
     match restores.as_slice() {
@@ -227,17 +234,14 @@ fn restore_of(pod: &Pod, claims: &[PersistentVolumeClaim]) -> Result<String, Ref
         [] => Err(Refusal::stands(
             "NotACopy",
             format!(
-                "pod {} has no claim that a Restore made: start it on claims of `stillpoint restore run` (label {RESTORE_LABEL}); \
+                "pod {} has no claim that a Restore made: start it on claims of `stillpoint restore run`; \
                  steps after a restore never run in an original",
                 pod.name_any()
             ),
         )),
-        several => Err(Refusal::stands(
+        _ => Err(Refusal::stands(
             "SeveralRestores",
-            format!(
-                "pod {} has claims of several Restores ({several:?}): they are of different instants",
-                pod.name_any()
-            ),
+            format!("pod {} has claims of several Restores, which are of different instants", pod.name_any()),
         )),
     }
 }

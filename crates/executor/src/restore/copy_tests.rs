@@ -21,8 +21,8 @@ fn pod(claims: &[&str], containers: &[&str]) -> Pod {
 }
 
 fn claim(name: &str, restore: Option<&str>) -> PersistentVolumeClaim {
-    let labels = restore.map(|restore| json!({RESTORE_LABEL: restore}));
-    serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap()
+    let annotations = restore.map(|restore| json!({RESTORE_LABEL: restore}));
+    serde_json::from_value(json!({"metadata": {"name": name, "annotations": annotations}})).unwrap()
 }
 
 fn status() -> BackupStatus {

@@ -207,4 +207,16 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn every_file_of_the_library_says_what_is_done_with_a_restored_copy() {
+        for one in LIBRARY.iter().flat_map(|(_, text)| templates(text)) {
+            assert!(one.recipe.drill_safe.is_some(), "{}", one.name);
+            // What would show that a copy is whole is not known of an application that nobody knows.
+            assert_eq!(one.recipe.checks.is_empty(), one.name == "generic", "{}", one.name);
+            if !one.recipe.checks.is_empty() {
+                assert!(in_full(&one).contains("IN A RESTORED COPY"), "{}", one.name);
+            }
+        }
+    }
 }
