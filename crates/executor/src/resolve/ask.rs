@@ -121,7 +121,14 @@ fn absolute_paths(target: &ExecTarget, role: &str, said: &str) -> Result<Vec<Str
     ))
 }
 
-fn target(context: &Context, namespace: &str, pod: &Pod, container: &str, argv: Vec<String>) -> ExecTarget {
+/// A command in a container of `pod`, as the account of its namespace's hooks.
+pub fn target(
+    context: &Context,
+    namespace: &str,
+    pod: &Pod,
+    container: &str,
+    argv: Vec<String>,
+) -> ExecTarget {
     ExecTarget {
         impersonate: context.impersonate.then(|| ExecTarget::hooks_user(namespace)),
         namespace: namespace.to_owned(),

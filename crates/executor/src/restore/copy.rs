@@ -19,7 +19,8 @@ use crate::client_words::{Said, explain};
 use crate::context::{Context, RequestError, bounded};
 use crate::exec::{ExecTarget, Outcome, run_once};
 use crate::ownership::templates_kept;
-use crate::resolve::Refusal;
+use crate::resolve::pods::volume_claims;
+use crate::resolve::{Refusal, ask};
 use crate::session;
 
 /// What is asked for besides the pod.
@@ -96,7 +97,7 @@ impl Copy {
             .ok_or_else(|| Refusal::stands("PodNotFound", format!("there is no pod {pod} in {namespace}")))?;
         let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
         let mut claims = Vec::new();
-        for name in claim_names(&pod) {
+        for name in volume_claims(&pod).values() {
             claims.extend(asked("read a claim of the pod", api.get_opt(name)).await?);
         }
         let uid = restore_of(&pod, &claims)?;
@@ -129,15 +130,7 @@ impl Copy {
         let recipe = templates_kept::read(context, namespace, &application.digest)
             .await
             .map_err(|error| Refusal::stands("TemplateNotKept", error.to_string()))?;
-        let target = ExecTarget {
-            impersonate: context.impersonate.then(|| ExecTarget::hooks_user(namespace)),
-            namespace: namespace.to_owned(),
-            pod: pod.name_any(),
-            pod_uid: pod.uid().unwrap_or_default(),
-            container,
-            argv: Vec::new(),
-            stdin: false,
-        };
+        let target = ask::target(context, namespace, &pod, &container, Vec::new());
         Ok(Self {
             backup: name,
             application: application.name.clone(),
@@ -149,35 +142,29 @@ impl Copy {
 
     /// Runs the steps, and unless one of them failed every check; `tell` hears of each when it is over.
     pub async fn check(&self, context: &Context, mut tell: impl FnMut(&Done)) -> Vec<Done> {
+        let steps = self.recipe.after_restore.iter().map(|step| Task {
+            kind: Kind::AfterRestore,
+            name: &step.name,
+            argv: &step.command,
+            within: step.within(),
+            expect: None,
+        });
+        let checks = self.recipe.checks.iter().map(|check| Task {
+            kind: Kind::Check,
+            name: &check.name,
+            argv: &check.command,
+            within: check.within(),
+            expect: check.expect.as_ref(),
+        });
         let mut all = Vec::new();
-        for step in &self.recipe.after_restore {
-            let task = Task {
-                kind: Kind::AfterRestore,
-                name: &step.name,
-                argv: &step.command,
-                within: step.within(),
-                expect: None,
-            };
+        for task in steps.chain(checks) {
             let done = self.run(context, &task).await;
             tell(&done);
-            let failed = done.failure.is_some();
+            let unusable = task.kind == Kind::AfterRestore && done.failure.is_some();
             all.push(done);
-            if failed {
-                return all;
+            if unusable {
+                break;
             }
-        }
-        for check in &self.recipe.checks {
-            let expect = check.expect.as_ref();
-            let task = Task {
-                kind: Kind::Check,
-                name: &check.name,
-                argv: &check.command,
-                within: check.within(),
-                expect,
-            };
-            let done = self.run(context, &task).await;
-            tell(&done);
-            all.push(done);
         }
         all
     }
@@ -216,12 +203,6 @@ async fn asked<T>(what: &str, request: impl Future<Output = Result<T, kube::Erro
     })
 }
 
-fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes
-        .filter_map(|volume| volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.as_str()))
-}
-
 /// UID of the Restore that made the pod's claims.
 fn restore_of(pod: &Pod, claims: &[PersistentVolumeClaim]) -> Result<String, Refusal> {
     // The label of that name is shortened where the Restore's is long.
@@ -248,8 +229,9 @@ fn restore_of(pod: &Pod, claims: &[PersistentVolumeClaim]) -> Result<String, Ref
 
 /// A pod that has a claim of the Backup's members has the original's data.
 fn not_the_original(pod: &Pod, status: &BackupStatus) -> Result<(), Refusal> {
+    let claims = volume_claims(pod);
     let original =
-        claim_names(pod).find(|name| status.members.iter().any(|member| member.claim_name == *name));
+        claims.values().find(|name| status.members.iter().any(|member| member.claim_name == **name));
     match original {
         None => Ok(()),
         Some(claim) => Err(Refusal::stands(
