@@ -7,7 +7,7 @@ use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Present as _, ensure, fail};
 
 use crate::proof::GOES_ON_WITHIN;
-use crate::rows::Control;
+use crate::row::Control;
 use crate::site::{Copied, DATA, SECOND, Site};
 
 /// Chance decides what a cut finds: of so many one must be bad.

@@ -10,7 +10,7 @@ use stillpoint_e2e::world::{RUN_WITHIN, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, point};
 
 use crate::proof::GOES_ON_WITHIN;
-use crate::rows::Failure;
+use crate::row::Failure;
 use crate::site::Site;
 
 /// A hold whose every process was killed ends by itself: a session with its connection, a state that lasts for a lease when that

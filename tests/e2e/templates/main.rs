@@ -8,8 +8,10 @@
 
 mod controls;
 mod failures;
+mod lines;
 mod manifest;
 mod proof;
+mod row;
 mod rows;
 mod servers;
 mod site;
@@ -25,7 +27,8 @@ use stillpoint_e2e::explain::explain;
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Problem, ensure, install, program};
 
-use crate::rows::{Control, ROWS, Row, Storage};
+use crate::row::{Control, Row, Storage};
+use crate::rows::ROWS;
 use crate::site::Site;
 use crate::table::Ran;
 

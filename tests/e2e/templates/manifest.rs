@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use stillpoint_e2e::cluster::Cluster;
 use stillpoint_e2e::{Outcome, Present as _};
 
-use crate::rows::{Row, Storage};
+use crate::row::{Row, Storage};
 
 /// The load's programs, and a file with a password that is not the server's.
 ///

@@ -13,7 +13,7 @@ use stillpoint_e2e::world::{RUN_WITHIN, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, fail, point};
 
 use crate::failures;
-use crate::rows::{Claim, Failure};
+use crate::row::{Claim, Failure};
 use crate::site::{Copied, Site};
 
 /// The driver waits for so long before it cuts: a window in which an idle machine's writers commit dozens of times.

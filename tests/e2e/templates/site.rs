@@ -17,7 +17,7 @@ use stillpoint_e2e::{Outcome, Present as _, Problem};
 use tokio::process::{Child, Command};
 
 use crate::manifest;
-use crate::rows::{Claim, Row, Storage};
+use crate::row::{Claim, Row, Storage};
 
 /// A Java or Erlang machine of two cores starts and writes its first row within this.
 const READY_WITHIN: Duration = Duration::from_secs(240);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use stillpoint_e2e::{Outcome, Problem};
 
 use crate::proof::Proved;
-use crate::rows::{Row, Storage};
+use crate::row::{Row, Storage};
 
 /// One check of a row.
 #[derive(Clone, Debug)]
