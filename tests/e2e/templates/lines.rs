@@ -104,3 +104,9 @@ pub const PG_CHECKPOINTS: &str = "for i in 1 2; do psql -X -q -v ON_ERROR_STOP=1
                               -c 'SELECT pg_switch_wal()' -c CHECKPOINT >/dev/null || exit 1; done";
 /// Of both: the checkpoint from which recovery has to begin is in the data alone.
 pub const NO_CHECKPOINT: &str = "could not locate a valid checkpoint record";
+/// Two commands and a third that sees the difference, as a person would write them for Redis. The pause would last
+/// for a minute: where everything in the container is killed, `recover` is what ends it.
+pub const OWN_FREEZE: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli CLIENT PAUSE 60000 WRITE | grep -q OK && sync -f /data";
+pub const OWN_THAW: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli CLIENT UNPAUSE | grep -q OK";
+pub const OWN_PROBE: &str =
+    "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli INFO clients | grep -q paused_reason:client_pause";

@@ -146,6 +146,8 @@ pub struct Row {
     pub client: &'static [&'static str],
     /// The controls, on `disk` and on `btrfs`.
     pub controls: [Control; 2],
+    /// The template has neither steps nor checks for a copy, and the product says so.
+    pub unchecked: bool,
     /// Part of `make e2e` on `disk`.
     pub short: bool,
 }

@@ -6,12 +6,12 @@ use stillpoint_api::policy::Continuity;
 use crate::lines::{
     DB2_SUSPENDED, MARIADB_DDL, MARIADB_TAKEN, MARIADB_UPDATE, MYSQL_CHANGED, MYSQL_LATE_DDL,
     MYSQL_LATE_REPORT, MYSQL_LATE_UPDATE, MYSQL_LOCKED, MYSQL_LONG, MYSQL_OLD_TABLE, NO_CHECKPOINT,
-    PG_CHECKPOINTS, REDIS_PAUSED, SQLITE_TAKEN, VALKEY_PAUSED,
+    OWN_FREEZE, OWN_PROBE, OWN_THAW, PG_CHECKPOINTS, REDIS_PAUSED, SQLITE_TAKEN, VALKEY_PAUSED,
 };
 use crate::row::{Blocker, Claim, Control, Failure, Row};
 use crate::servers::{
-    CASSANDRA, DB2, ETCD, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART, POSTGRES_14, POSTGRES_15,
-    POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, VALKEY,
+    CASSANDRA, DB2, ETCD, FILES, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART, POSTGRES_14,
+    POSTGRES_15, POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, VALKEY,
 };
 use crate::site::{DATA, SECOND};
 
@@ -28,6 +28,7 @@ const ROW: Row = Row {
     failures: &[],
     client: &[],
     controls: [Control::Unheld, Control::Unheld],
+    unchecked: false,
     short: false,
 };
 
@@ -384,6 +385,37 @@ pub const ROWS: &[Row] = &[
         // The suspension outlives them; `recover` ends it.
         client: &[".foreign "],
         controls: [Control::Unheld, Control::Unheld],
+        ..ROW
+    },
+    Row {
+        name: "filesystem",
+        template: "filesystem",
+        server: FILES,
+        claim: Claim::Prepared,
+        failures: &[parameter("no directory", &[("directory", "/none")], &["/none"]), NO_CLIENT],
+        // Nobody syncs but prepare.
+        controls: [Control::Undurable, Control::Unheld],
+        ..ROW
+    },
+    Row {
+        name: "generic",
+        template: "generic",
+        options: "--appendonly yes --appendfsync always",
+        parameters: &[("freeze", OWN_FREEZE), ("thaw", OWN_THAW), ("probe", OWN_PROBE)],
+        claim: Claim::Held(Continuity::State),
+        failures: &[
+            parameter(
+                "failing freeze",
+                &[("freeze", "echo the disk is full >&2; exit 7")],
+                &["the disk is full"],
+            ),
+            parameter("missing client", &[("freeze", "no-such-client pause")], &["no-such-client"]),
+            parameter("no such state", &[("freeze", "true")], &["probe"]),
+            NO_CLIENT,
+            busy(REDIS_PAUSED, &["ForeignFreeze"]),
+        ],
+        client: HOLDER,
+        unchecked: true,
         ..ROW
     },
 ];

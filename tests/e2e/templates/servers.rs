@@ -114,6 +114,10 @@ pub const SQLITE: Server = Server {
     ..PLAIN
 };
 
+/// No server at all: files of the load, which nobody syncs.
+pub const FILES: Server =
+    Server { version: "uname -r | sed 's/^/files, Linux /'", engine: "files", writers: (3, 10), ..SQLITE };
+
 /// MySQL of Debian's sid. What it writes to a temporary file goes beside its socket; a client of a hook is not told of that.
 pub const MYSQL: Server = Server {
     image: "mysql",
