@@ -3,7 +3,7 @@
 //! [`plan`] is pure; this file reads, creates and waits; [`desk`] says which Restores are this replica's. A Restore runs
 //! once, by one replica at a time: one that lost it writes no status any more. Its claims carry its name, and a claim of
 //! that name that is somebody else's is never touched. Which Backup is restored is written before anything is made, so that
-//! whoever takes over makes the rest of the same point.
+//! whoever takes over makes the rest of the same point, and so does the same replica after a request that was not answered.
 
 pub mod copy;
 mod desk;
@@ -43,6 +43,8 @@ pub use desk::run;
 
 /// How long claims may take to be bound: a driver may copy the data first.
 const BOUND_WITHIN: Duration = Duration::from_secs(3600);
+/// What may pass by itself, as a request that was not answered, ends a Restore only when it is as old as this.
+const TRIED_FOR: Duration = Duration::from_secs(600);
 const LOOK_FIRST: Duration = Duration::from_millis(200);
 const LOOK_AT_MOST: Duration = Duration::from_secs(5);
 
@@ -50,7 +52,7 @@ const LOOK_AT_MOST: Duration = Duration::from_secs(5);
 enum End {
     /// It cannot be done: so it fails.
     Refused(Refusal),
-    /// It is not ours any more, or nothing can be written about it: somebody else, or we later, carry it out.
+    /// It is not ours any more, or nothing can be asked or written now: somebody else, or we later, carry it out.
     Lost(String),
 }
 
@@ -88,6 +90,10 @@ async fn carry_out(context: &Context, happenings: &Happenings, restore: Restore)
     let ended = match work.go(&namespace).await {
         Ok(message) => {
             work.finish(RestorePhase::Succeeded, "Completed", &message).await.map(|()| Ok(message))
+        }
+        Err(End::Refused(refusal)) if refusal.may_pass && work.spent() < TRIED_FOR => {
+            happenings.warning(&work.restore, refusal.reason, &refusal.message).await;
+            Err(End::Lost(format!("{}; trying again", refusal.message)))
         }
         Err(End::Refused(refusal)) => {
             let finished = work.finish(RestorePhase::Failed, refusal.reason, &refusal.message).await;
@@ -160,6 +166,11 @@ impl Work<'_> {
         let claimed = bounded(format!("claim Restore {name}"), put).await;
         self.restore = claimed.map_err(|error| End::Lost(error.to_string()))?;
         Ok(())
+    }
+
+    /// Since it was claimed for the first time.
+    fn spent(&self) -> Duration {
+        self.earlier + self.context.clock.mono().since(self.began)
     }
 
     fn step(&mut self, name: &str) {
@@ -393,7 +404,7 @@ impl Work<'_> {
         let good = phase == RestorePhase::Succeeded;
         self.status.phase = phase;
         self.status.restored_at = Some(MicroTime(at));
-        let spent = self.earlier + self.context.clock.mono().since(self.began);
+        let spent = self.spent();
         self.status.rto_seconds = Some(spent.as_secs_f64());
         let generation = self.restore.metadata.generation;
         self.status.conditions = conditions::finished(good, reason, message, generation, at);

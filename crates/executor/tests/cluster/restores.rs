@@ -229,6 +229,25 @@ async fn a_restore_whose_replica_was_killed_is_finished_by_another_from_the_same
     stage.end().await;
 }
 
+#[tokio::test]
+async fn a_restore_outlives_requests_that_are_not_answered() {
+    let stage = Stage::faithful("restores-unanswered").await;
+    stage.back_up("b").await;
+    stage.finished("b").await;
+    let faults = stage.cluster.faults();
+    // One at each step: what is there of the try before is taken up by the next.
+    faults.inject(Fault::new("get", "volumesnapshots", FaultAction::Status(500)));
+    faults.inject(Fault::new("get", "volumesnapshotcontents", FaultAction::Close));
+    faults.inject(Fault::new("create", "persistentvolumeclaims", FaultAction::LoseResponse));
+    faults.inject(Fault::new("get", "persistentvolumeclaims", FaultAction::Status(504)));
+    let restore = restored(&stage, "r", json!({"backupRef": {"name": "b"}}), json!({})).await;
+    assert_eq!(outcome(&restore), (RestorePhase::Succeeded, "Completed".into()));
+    assert_eq!(faults.hits(), 4);
+    assert_eq!(restore.status.unwrap().claims.len(), 1);
+    assert_eq!(content(&stage, "r-data", "state").await, "frozen\n");
+    stage.end().await;
+}
+
 /// A pod on restored claims, which keeps them as the database's pod does.
 async fn copy_on(stage: &Stage, name: &str, claim: &str) {
     let mount = stage.cluster.root().join(format!("mnt-{name}"));
