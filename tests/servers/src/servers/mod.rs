@@ -148,6 +148,14 @@ fn debian(roots: &Path, name: &str) -> Container {
     }
 }
 
+/// A table for MySQL and MariaDB whose rows lie in a file that the server reads again: pages of InnoDB that it has are not read.
+const OLD_TABLE: &str = "CREATE TABLE d.old (v BIGINT PRIMARY KEY) ENGINE=MyISAM; INSERT INTO d.old SELECT * FROM d.t; FLUSH TABLES d.old";
+
+/// Its rows, for `overwrite`.
+fn old_table(data: &str) -> String {
+    format!("'{data}/d' -name old.MYD")
+}
+
 /// Overwrites the middle of each file that `find` prints with these arguments; one at least.
 fn overwrite(container: &Container, find: &str) -> Outcome<()> {
     let line = format!(

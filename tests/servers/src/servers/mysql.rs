@@ -7,7 +7,7 @@ use std::time::Duration;
 use stillpoint_api::template::{Language, Recipe};
 use stillpoint_executor::run::Reason;
 
-use super::{Engine, Refusal, debian, numbers};
+use super::{Engine, OLD_TABLE, Refusal, debian, numbers, old_table, overwrite};
 use crate::checks::Checked;
 use crate::container::{Container, Server};
 use crate::held::{ACQUIRE, Held};
@@ -267,6 +267,10 @@ impl Engine for Mysql {
                 ..Refusal::default()
             },
         ]
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        Some(Self::ask(container, copy, OLD_TABLE).and_then(|_| overwrite(container, &old_table(copy))))
     }
 
     fn more(&self, container: &Container, recipe: &Recipe, data: &str) -> Vec<Checked> {

@@ -9,7 +9,7 @@ use stillpoint_executor::client_words::{Said, explain};
 use stillpoint_executor::run::Reason;
 
 use super::own::own;
-use super::{Engine, Refusal, numbers};
+use super::{Engine, OLD_TABLE, Refusal, numbers, old_table, overwrite};
 use crate::checks::Checked;
 use crate::container::{Container, Server};
 use crate::held::Held;
@@ -124,6 +124,16 @@ impl Engine for Postgres {
                 ..Refusal::default()
             },
         ]
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        // A row that the index has not: no start and no scan of the table sees that.
+        let ready = |ready: bool| {
+            let text = format!("UPDATE pg_index SET indisready={ready} WHERE indexrelid='t_pkey'::regclass");
+            Self::ask(container, copy, &text)
+        };
+        let inserted = ready(false).and_then(|_| Self::ask(container, copy, "INSERT INTO t VALUES(-1)"));
+        Some(inserted.and_then(|_| ready(true)).map(|_| ()))
     }
 
     fn more(&self, container: &Container, _recipe: &Recipe, data: &str) -> Vec<Checked> {
@@ -254,6 +264,10 @@ impl Engine for Mariadb {
             return Err(checked);
         }
         Ok(numbers(&Self::ask(container, data, "SELECT id FROM d.t")?))
+    }
+
+    fn damage(&self, container: &Container, copy: &str) -> Option<Outcome<()>> {
+        Some(Self::ask(container, copy, OLD_TABLE).and_then(|_| overwrite(container, &old_table(copy))))
     }
 
     fn more(&self, container: &Container, _recipe: &Recipe, data: &str) -> Vec<Checked> {
