@@ -411,6 +411,7 @@ fn what_cannot_be_undone_is_refused() {
 #[test]
 fn more_than_the_writes_is_not_frozen() {
     assert_eq!(two("redis-cli CLIENT PAUSE 10000", "redis-cli CLIENT UNPAUSE"), ["PauseStopsProbes"]);
+    assert_eq!(two("app-client pause", "app-client resume"), Vec::<&str>::new());
     assert_eq!(two("redis-cli CLIENT PAUSE 10000 WRITE", "redis-cli CLIENT UNPAUSE"), Vec::<&str>::new());
     assert_eq!(two("fsfreeze -f /", "fsfreeze -u /"), ["FreezesRoot", "FreezesRoot"]);
     assert_eq!(two("/sbin/fsfreeze -f /data", "/sbin/fsfreeze -u /data"), Vec::<&str>::new());

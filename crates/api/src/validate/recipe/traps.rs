@@ -164,8 +164,11 @@ fn thaw_makes_writable(place: &Place<'_>) -> Option<Finding> {
 /// More than the application's writes.
 fn freezes_too_much(place: &Place<'_>) -> Option<Finding> {
     let spoken = place.spoken();
-    if let Some((_, after)) = spoken.split_once("client pause")
-        && !after.split([';', '\n']).next().unwrap_or_default().contains("write")
+    // Not of `app-client pause`, which is somebody's own program.
+    let own = |before: &str| before.ends_with(|last: char| last.is_alphanumeric() || "-_./".contains(last));
+    let paused = spoken.match_indices("client pause").find(|(at, _)| !own(&spoken[..*at]));
+    if let Some((at, words)) = paused
+        && !spoken[at + words.len()..].split([';', '\n']).next().unwrap_or_default().contains("write")
     {
         return Some(Finding::new(
             &place.path,
