@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stillpoint_e2e::load::Bounds;
+use stillpoint_e2e::load::{Bounds, Checked};
 use stillpoint_e2e::world::World;
 use stillpoint_e2e::{Outcome, Present as _, ensure, fail};
 
@@ -35,6 +35,15 @@ async fn apart(site: &Site, name: &str, lock: &str) -> Outcome<Copied> {
     copied
 }
 
+/// A copy that did not pass.
+#[derive(Clone, Debug)]
+pub struct Bad {
+    /// For the table.
+    pub short: String,
+    /// What was said of it.
+    pub words: String,
+}
+
 /// Both volumes in this order, with a line of the server's between the cuts, and nothing of what the template says there.
 async fn disordered(site: &Site, name: &str, order: [&str; 2], between: &str) -> Outcome<Copied> {
     let cut_of = |claim: &str| format!("{name}-{claim}");
@@ -57,38 +66,62 @@ fn last_words(log: &str) -> String {
     if said.is_empty() { log.chars().take(300).collect() } else { said.join("; ") }
 }
 
+/// How a copy was made that must not pass, in a few words.
+fn how(control: Control) -> &'static str {
+    match control {
+        Control::Unheld => "not held",
+        Control::Undurable => "without the template",
+        Control::Apart(_) => "data and log cut one after the other under the lock alone",
+        Control::Disordered { order: [SECOND, DATA], .. } => {
+            "the log cut before the data, a checkpoint between, no label"
+        }
+        Control::Disordered { .. } => "the data cut before the log, a checkpoint between, no label",
+        Control::Nothing(_) => "none",
+    }
+}
+
+/// What is missing and what cannot be, in a few words.
+fn lost(checked: &Checked) -> String {
+    let missing = format!("{} of {} missing", checked.missing, checked.expected);
+    match (checked.missing + checked.impossible, checked.impossible) {
+        (0, _) => "not what it must be".to_owned(),
+        (_, 0) => missing,
+        (_, more) => format!("{missing}, {more} too many"),
+    }
+}
+
 /// Cuts and checks until a copy does not pass; what was wrong with it, and at which try.
 ///
 /// # Errors
 /// Every copy passed.
-pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<String> {
+pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<Bad> {
     for attempt in 1..=TRIES {
         let name = format!("control-{attempt}");
         if let Control::Apart(lock) = control {
             match apart(site, &name, lock).await? {
-                Copied::Exact(_) => continue,
+                Copied::Exact { .. } => continue,
                 Copied::Wrong { checked, words } => {
-                    return Ok(format!(
-                        "at try {attempt}: {} of {} commits are missing; {words}",
-                        checked.missing, checked.expected
-                    ));
+                    let short = format!("{}: {}", how(control), lost(&checked));
+                    return Ok(Bad { short, words: format!("at try {attempt}: {words}") });
                 }
                 Copied::Failed(words) => fail!("{words}"),
-                Copied::Dead(words) => return Ok(format!("at try {attempt}: {}", last_words(&words))),
+                Copied::Dead(words) => {
+                    let short = format!("{}: the server ends on it", how(control));
+                    return Ok(Bad { short, words: format!("at try {attempt}: {}", last_words(&words)) });
+                }
             }
         }
         if let Control::Disordered { order, between, says } = control {
-            let how =
-                if order == [SECOND, DATA] { "the log before the data" } else { "the data before the log" };
             match disordered(site, &name, order, between).await? {
-                Copied::Exact(_) => continue,
+                Copied::Exact { .. } => continue,
                 Copied::Wrong { words, .. } | Copied::Failed(words) => {
                     fail!("the server runs on it, and that was not expected: {words}")
                 }
                 Copied::Dead(words) => {
                     let said = words.lines().find(|line| line.contains(says));
                     let said = said.present(&format!("{says:?} in its log, which has {words}"))?;
-                    return Ok(format!("{how}, a checkpoint between, no label: {}", said.trim()));
+                    let short = format!("{}: no start, `{says}`", how(control));
+                    return Ok(Bad { short, words: said.trim().to_owned() });
                 }
             }
         }
@@ -99,19 +132,17 @@ pub async fn seen(world: &World, site: &Site, control: Control) -> Outcome<Strin
             Control::Unheld => Bounds { acked_before: ready, started_after: asked, cut: None },
             Control::Undurable => Bounds::observed(&truth),
             Control::Apart(_) | Control::Disordered { .. } => fail!("it was judged above"),
-            Control::Nothing(why) => return Ok(why.to_owned()),
+            Control::Nothing(why) => fail!("there is no control: {why}"),
         };
         let copied = site.checked(std::slice::from_ref(&name), "", &bounds).await?;
         site.remove_cut(&name).await?;
         match copied {
-            Copied::Exact(_) => {}
+            Copied::Exact { .. } => {}
             Copied::Wrong { checked, words }
                 if checked.missing + checked.impossible > 0 || words.contains(UNREADABLE) =>
             {
-                return Ok(format!(
-                    "at try {attempt}: of {} commits {} are missing, {} are there that cannot be; {words}",
-                    checked.expected, checked.missing, checked.impossible
-                ));
+                let short = format!("{}: {}", how(control), lost(&checked));
+                return Ok(Bad { short, words: format!("at try {attempt}: {words}") });
             }
             // A load that cannot reach the server shows nothing.
             Copied::Wrong { words, .. } | Copied::Failed(words) => {

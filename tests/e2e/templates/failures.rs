@@ -24,6 +24,15 @@ const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(180);
 /// The driver waits for so long before it cuts, so that the kill comes inside.
 const HELD: &str = "4s";
 
+/// Writers after everything that held them was killed.
+#[derive(Clone, Debug)]
+pub struct Freed {
+    /// Until one committed again.
+    pub seconds: f64,
+    /// What came of the run.
+    pub words: String,
+}
+
 /// A run that must fail; what it said.
 ///
 /// # Errors
@@ -64,14 +73,14 @@ pub async fn fails(world: &mut World, site: &Site, failure: &Failure) -> Outcome
 ///
 /// # Errors
 /// It stays held, or the run claims a point.
-pub async fn client_killed(world: &mut World, site: &Site) -> Outcome<String> {
+pub async fn client_killed(world: &mut World, site: &Site) -> Outcome<Freed> {
     world.cluster.misbehave(Some(serde_json::json!({"preCutDelay": HELD})))?;
     let found = killed_in_the_hold(world, site).await;
     world.cluster.misbehave(None)?;
     found
 }
 
-async fn killed_in_the_hold(world: &mut World, site: &Site) -> Outcome<String> {
+async fn killed_in_the_hold(world: &mut World, site: &Site) -> Outcome<Freed> {
     let name = asked_for_the_cut(world, site).await?;
     let at = now_micros();
     let clients = signal_clients(site, "KILL").await?.len();
@@ -80,11 +89,9 @@ async fn killed_in_the_hold(world: &mut World, site: &Site) -> Outcome<String> {
     let status = backup.status.as_ref().present("the status")?;
     ensure!(status.phase != Phase::Succeeded, "a point was proven although its client was killed");
     site.settings_put_back(PUT_BACK_WITHIN).await?;
-    Ok(format!(
-        "{clients} processes; a commit {:.2} s later; {}",
-        (freed - at) as f64 / 1e6,
-        point::outcome_of(&backup)
-    ))
+    let seconds = (freed - at) as f64 / 1e6;
+    let said = point::outcome_of(&backup);
+    Ok(Freed { seconds, words: format!("{clients} processes; a commit {seconds:.2} s later; {said}") })
 }
 
 /// The controller and every process of the client are killed in the hold: nobody is left who knows what was changed but the journal,

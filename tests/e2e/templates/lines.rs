@@ -108,5 +108,4 @@ pub const NO_CHECKPOINT: &str = "could not locate a valid checkpoint record";
 /// for a minute: where everything in the container is killed, `recover` is what ends it.
 pub const OWN_FREEZE: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli CLIENT PAUSE 60000 WRITE | grep -q OK && sync -f /data";
 pub const OWN_THAW: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli CLIENT UNPAUSE | grep -q OK";
-pub const OWN_PROBE: &str =
-    "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli INFO clients | grep -q paused_reason:client_pause";
+pub const OWN_PROBE: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; timeout 0.3 redis-cli PUBLISH paused '' >/dev/null; [ $? = 124 ]";

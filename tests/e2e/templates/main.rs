@@ -135,8 +135,8 @@ async fn run(world: &mut World, namespace: &'static str, ran: &mut Ran) {
     let proved = proof::prove(world, &site).await;
     let proved = ran.note("claim", proved, |found| {
         format!(
-            "{}, continuity {}, longest stall {:.0} ms, {} commits in the window, {} compared",
-            found.verdict, found.continuity, found.stall_ms, found.inside, found.expected
+            "{}, continuity {}, longest stall {:.0} ms, {} commits in the window, {} compared; checks of the copy: {}",
+            found.verdict, found.continuity, found.stall_ms, found.inside, found.expected, found.steps
         )
     });
     let holds = proved.is_some();
@@ -147,7 +147,7 @@ async fn run(world: &mut World, namespace: &'static str, ran: &mut Ran) {
     }
     if !ran.row.client.is_empty() {
         let killed = failures::client_killed(world, &site).await;
-        ran.note("client killed", killed, Clone::clone);
+        ran.freed = ran.note("client killed", killed, |freed| freed.words.clone());
     }
     if ran.row.settings.is_some() {
         let killed = failures::all_killed(world, &site).await;
@@ -171,7 +171,7 @@ async fn run(world: &mut World, namespace: &'static str, ran: &mut Ran) {
                 Control::Disordered { .. } => "control Disordered".to_owned(),
                 Control::Unheld | Control::Undurable | Control::Nothing(_) => format!("control {control:?}"),
             };
-            ran.note(&name, seen, Clone::clone);
+            ran.bad = ran.note(&name, seen, |bad| format!("{}; {}", bad.short, bad.words));
         }
     }
 }

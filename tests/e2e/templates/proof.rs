@@ -36,6 +36,8 @@ pub struct Proved {
     pub inside: usize,
     /// What the check of the copy counted.
     pub expected: u64,
+    /// Steps and checks of the template in the copy, and how long they took.
+    pub steps: String,
 }
 
 /// The window as others can see it, microseconds since 1970.
@@ -87,13 +89,13 @@ pub async fn prove(world: &mut World, site: &Site) -> Outcome<Proved> {
         (true, some) => fail!("{some} commits were begun after FROZEN and acknowledged before THAW"),
         (false, 0) => fail!("no writer committed in {} µs, and nobody should wait", seen.to - seen.from),
     }
-    let checked = match site.restored(world, &backup, &bounds).await? {
-        Copied::Exact(checked) => checked,
+    let (checked, steps) = match site.restored(world, &backup, &bounds).await? {
+        Copied::Exact { checked, steps } => (checked, steps),
         Copied::Wrong { words, .. } => fail!("the copy is not exact: {words}"),
         Copied::Failed(words) => fail!("{words}"),
         Copied::Dead(words) => fail!("the server does not run on the copy: {words}"),
     };
-    Ok(proved(status, &acks, seen, inside, &checked))
+    Ok(Proved { steps, ..proved(status, &acks, seen, inside, &checked) })
 }
 
 fn proved(status: &BackupStatus, acks: &[Ack], seen: Seen, inside: usize, checked: &Checked) -> Proved {
@@ -105,6 +107,7 @@ fn proved(status: &BackupStatus, acks: &[Ack], seen: Seen, inside: usize, checke
         stall_ms: longest as f64 / 1e3,
         inside,
         expected: checked.expected,
+        steps: String::new(),
     }
 }
 

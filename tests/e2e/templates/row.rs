@@ -130,6 +130,8 @@ pub struct Row {
     pub server: Server,
     /// Options of the server.
     pub options: &'static str,
+    /// What the table says of it besides.
+    pub remark: &'static str,
     /// Parameters of the template.
     pub parameters: &'static [(&'static str, &'static str)],
     /// `maxHold` and `acquireTimeout` of its policies.

@@ -20,6 +20,7 @@ const ROW: Row = Row {
     template: "",
     server: REDIS,
     options: "",
+    remark: "",
     parameters: &[],
     freeze: ("10s", "3s"),
     settings: None,
@@ -182,6 +183,7 @@ pub const ROWS: &[Row] = &[
         name: "mysql-flushed",
         template: "mysql-flushed",
         server: MYSQL_APART,
+        remark: ", redo log and binary log on a second volume",
         options: "--innodb-max-dirty-pages-pct=88 --innodb-max-dirty-pages-pct-lwm=12",
         // What the comment of the template asks for.
         freeze: ("60s", "45s"),
@@ -208,6 +210,7 @@ pub const ROWS: &[Row] = &[
         name: "mysql-group",
         template: "mysql-locked",
         server: MYSQL_APART,
+        remark: ", the same volumes in one group",
         options: "--gtid-mode=ON --enforce-gtid-consistency=ON --innodb-max-dirty-pages-pct=88 --innodb-max-dirty-pages-pct-lwm=12",
         claim: Claim::Grouped(Continuity::Position),
         controls: [Control::Apart(MYSQL_LOCKED), Control::Nothing("there is no point to compare with")],
@@ -226,6 +229,7 @@ pub const ROWS: &[Row] = &[
         name: "mysql-myisam",
         template: "mysql",
         server: MYSQL,
+        remark: ", with a MyISAM table",
         then: Some(MYSQL_OLD_TABLE),
         claim: Claim::Voided("other_engine_tables"),
         controls: [
@@ -291,6 +295,7 @@ pub const ROWS: &[Row] = &[
         name: "postgresql-staged",
         template: "postgresql-staged",
         server: POSTGRES_STAGED,
+        remark: ", its log on a second volume",
         claim: Claim::Staged,
         failures: &[NO_CLIENT],
         // In the wrong order; and in the right one without what the stages do between the cuts and with the label.
@@ -356,6 +361,7 @@ pub const ROWS: &[Row] = &[
         name: "mongodb-locked",
         template: "mongodb-locked",
         server: MONGODB,
+        remark: ", with a login of that role alone",
         options: "--sync-on-commit",
         // With no right but those of the role.
         parameters: &[("user", "stillpoint")],
@@ -392,7 +398,10 @@ pub const ROWS: &[Row] = &[
         template: "filesystem",
         server: FILES,
         claim: Claim::Prepared,
-        failures: &[parameter("no directory", &[("directory", "/none")], &["/none"]), NO_CLIENT],
+        failures: &[
+            parameter("no directory", &[("directory", "/none")], &["directory parameter"]),
+            NO_CLIENT,
+        ],
         // Nobody syncs but prepare.
         controls: [Control::Undurable, Control::Unheld],
         ..ROW
@@ -401,16 +410,18 @@ pub const ROWS: &[Row] = &[
         name: "generic",
         template: "generic",
         options: "--appendonly yes --appendfsync always",
+        remark: ", frozen by two lines of its owner",
         parameters: &[("freeze", OWN_FREEZE), ("thaw", OWN_THAW), ("probe", OWN_PROBE)],
         claim: Claim::Held(Continuity::State),
         failures: &[
             parameter(
                 "failing freeze",
-                &[("freeze", "echo the disk is full >&2; exit 7")],
-                &["the disk is full"],
+                &[("freeze", "exit 7")],
+                &["the freeze command failed with code 7", "it is thawed"],
             ),
-            parameter("missing client", &[("freeze", "no-such-client pause")], &["no-such-client"]),
-            parameter("no such state", &[("freeze", "true")], &["probe"]),
+            parameter("missing client", &[("freeze", "no-such-client pause")], &["code 127", "it is thawed"]),
+            // What the probe does not see is not claimed.
+            parameter("no such state", &[("freeze", "true")], &["NotProven", "the closing beat"]),
             NO_CLIENT,
             busy(REDIS_PAUSED, &["ForeignFreeze"]),
         ],

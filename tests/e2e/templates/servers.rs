@@ -256,9 +256,13 @@ pub const RABBITMQ: Server = Server {
         ("RABBITMQ_NODENAME", "stillpoint@localhost"),
         ("RABBITMQ_MNESIA_BASE", "/data"),
         ("RABBITMQ_LOGS", "-"),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", "/data/enabled_plugins"),
     ],
-    start: "chown rabbitmq:rabbitmq /data && rabbitmq-plugins --offline enable rabbitmq_management && exec rabbitmq-server $OPTIONS",
+    // Home of its cookie, which its commands read as well.
+    start: "chown rabbitmq:rabbitmq /data /var/lib/rabbitmq && rabbitmq-plugins --offline enable rabbitmq_management && exec rabbitmq-server $OPTIONS",
     ready: "rabbitmq-diagnostics -q check_port_connectivity",
+    socket: Some("/var/lib/rabbitmq"),
+    read_only_root: true,
     // Each commit is a change of the cluster's metadata.
     writers: (1, 50),
     ..PLAIN

@@ -37,7 +37,12 @@ pub const SECOND: &str = "second-server-0";
 #[derive(Clone, Debug)]
 pub enum Copied {
     /// Everything that must be there is, and nothing else.
-    Exact(Checked),
+    Exact {
+        /// What was compared.
+        checked: Checked,
+        /// What its template had run in it, and how long that took.
+        steps: String,
+    },
     /// The server runs on it, and this is wrong.
     Wrong {
         /// What was compared; empty where the load could not read it.
@@ -299,7 +304,7 @@ impl Site {
         self.cluster.apply(&manifest::copy(&self.row, &pod, claims, label).to_string(), n).await?;
         let copied = match self.started(&pod).await {
             Ok(()) => match self.passes(&pod, by_template).await? {
-                Ok(()) => match self.compared(&pod, bounds).await {
+                Ok(steps) => match self.compared(&pod, bounds, steps).await {
                     // A damaged page is found when it is read: the server ends then, and the check with it.
                     Err(Problem(words)) if self.ended(&pod).await => self.dead(&pod, &words).await,
                     compared => compared,
@@ -350,9 +355,9 @@ impl Site {
         .await
     }
 
-    /// Runs the template's steps and checks in a copy; what failed.
-    async fn passes(&self, pod: &str, by_template: Option<&World>) -> Outcome<Result<(), String>> {
-        let Some(world) = by_template else { return Ok(Ok(())) };
+    /// Runs the template's steps and checks in a copy; what was run, or what failed.
+    async fn passes(&self, pod: &str, by_template: Option<&World>) -> Outcome<Result<String, String>> {
+        let Some(world) = by_template else { return Ok(Ok(String::new())) };
         let printed = world.stillpoint(self.namespace, &["restore", "check", pod, "-o", "json"]).await?;
         if self.row.unchecked {
             let said = &printed.stderr;
@@ -360,19 +365,30 @@ impl Site {
                 said.contains("there is nothing to check"),
                 "restore check said {said:?} of a template without checks"
             );
-            return Ok(Ok(()));
+            return Ok(Ok("none".to_owned()));
         }
         let report: serde_json::Value = serde_json::from_str(&printed.stdout).map_err(|error| {
             Problem(format!("restore check said {:?} {:?}: {error}", printed.stdout, printed.stderr))
         })?;
         std::fs::write(world.out.join(format!("checks-{}.json", self.namespace)), &printed.stdout)?;
-        let passed = report["passed"] == true
-            && printed.code == Some(0)
-            && !report["steps"].as_array().is_none_or(Vec::is_empty);
-        Ok(if passed { Ok(()) } else { Err(format!("the template's checks: {}", printed.stdout)) })
+        let steps: Vec<String> = report["steps"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|step| {
+                let name = step["name"].as_str().unwrap_or_default();
+                format!("{name} {:.2} s", step["seconds"].as_f64().unwrap_or_default())
+            })
+            .collect();
+        let passed = report["passed"] == true && printed.code == Some(0) && !steps.is_empty();
+        Ok(if passed {
+            Ok(steps.join(", "))
+        } else {
+            Err(format!("the template's checks: {}", printed.stdout))
+        })
     }
 
-    async fn compared(&self, pod: &str, bounds: &Bounds) -> Outcome<Copied> {
+    async fn compared(&self, pod: &str, bounds: &Bounds, steps: String) -> Outcome<Copied> {
         let n = self.namespace;
         let read = ["-n", n, "exec", "server-0", "-c", "load", "--", "cat", "/load/acks"];
         let log = self.cluster.kubectl(&read, None).await?.good("read the writers' log")?;
@@ -391,7 +407,7 @@ impl Site {
             Problem(format!("the check said {:?} {:?}: {error}", printed.stdout, printed.stderr))
         })?;
         Ok(if checked.ok && printed.code == Some(0) {
-            Copied::Exact(checked)
+            Copied::Exact { checked, steps }
         } else {
             Copied::Wrong { checked, words: line.chars().take(700).collect() }
         })

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use stillpoint_e2e::{Outcome, Problem};
 
+use crate::controls::Bad;
+use crate::failures::Freed;
 use crate::proof::Proved;
 use crate::row::{Row, Storage};
 
@@ -27,6 +29,10 @@ pub struct Ran {
     pub version: String,
     /// What the proof found.
     pub proved: Option<Proved>,
+    /// Writers after the client was killed, where it is.
+    pub freed: Option<Freed>,
+    /// The copy that did not pass, where there is one.
+    pub bad: Option<Bad>,
     /// Everything that was checked.
     pub checks: Vec<Check>,
     /// How long it took, seconds.
@@ -36,7 +42,16 @@ pub struct Ran {
 impl Ran {
     /// A row of which nothing is known yet.
     pub fn begun(row: Row, storage: Storage) -> Self {
-        Self { row, storage, version: "unknown".to_owned(), proved: None, checks: Vec::new(), seconds: 0 }
+        Self {
+            row,
+            storage,
+            version: "unknown".to_owned(),
+            proved: None,
+            freed: None,
+            bad: None,
+            checks: Vec::new(),
+            seconds: 0,
+        }
     }
 
     /// Notes a check, tells it at once, and hands on what it found.
@@ -64,34 +79,43 @@ impl Ran {
     }
 }
 
-/// Template × server × storage, and below it every check in words.
+/// A cell that may be empty.
+fn cell(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty()).map_or_else(|| "–".to_owned(), |text| text.replace('|', " "))
+}
+
+/// Template × server × storage as docs/templates/proof.md has it, and below it every check in words.
 pub fn markdown(ran: &[Ran]) -> String {
     let mut text = String::from(
-        "| template | server | options | storage | result | verdict | continuity | longest stall | commits in the window | rows checked |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+        "| template | server | storage | result | verdict | continuity | longest stall | commits in the window | rows compared | \
+         checks of the copy | client killed: next commit | a copy that must not pass |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     // Writing to a String cannot fail.
     for one in ran {
         let (good, bad) = one.counts();
         let result =
             if bad == 0 { format!("{good} checks") } else { format!("**{bad} of {} failed**", good + bad) };
-        let none = Proved { verdict: "–".to_owned(), continuity: "–".to_owned(), ..Proved::default() };
-        let proved = one.proved.clone().unwrap_or(none);
+        let proved = one.proved.clone().unwrap_or_default();
         let figures = if proved.expected == 0 {
             "– | – | –".to_owned()
         } else {
             format!("{:.0} ms | {} | {}", proved.stall_ms, proved.inside, proved.expected)
         };
         let options =
-            if one.row.options.is_empty() { "–".to_owned() } else { format!("`{}`", one.row.options) };
+            if one.row.options.is_empty() { String::new() } else { format!(" `{}`", one.row.options) };
         let _ = writeln!(
             text,
-            "| `{}` | {} | {options} | {} | {result} | {} | {} | {figures} |",
+            "| `{}` | {}{options}{} | {} | {result} | {} | {} | {figures} | {} | {} | {} |",
             one.row.template,
             one.version,
+            one.row.remark,
             one.storage.name(),
-            proved.verdict,
-            proved.continuity
+            cell(Some(proved.verdict)),
+            cell(Some(proved.continuity)),
+            cell(Some(proved.steps)),
+            cell(one.freed.as_ref().map(|freed| format!("{:.2} s", freed.seconds))),
+            cell(one.bad.as_ref().map(|bad| bad.short.clone())),
         );
     }
     text.push_str("\n| row | storage | check | found |\n|---|---|---|---|\n");
