@@ -9,11 +9,11 @@ use stillpoint_api::template::Recipe;
 use super::own::own;
 use super::suspension::Suspension;
 use super::{Engine, Refusal, numbers};
-use crate::Outcome;
 use crate::checks::Checked;
 use crate::container::{Container, Server};
 use crate::held::Held;
 use crate::writer::{Commit, Piped};
+use crate::{Outcome, library};
 
 /// One instance with one user database.
 pub struct SqlServer {
@@ -23,6 +23,13 @@ pub struct SqlServer {
 
 const ON: &str = "ALTER SERVER CONFIGURATION SET SUSPEND_FOR_SNAPSHOT_BACKUP = ON;";
 const OFF: &str = "ALTER SERVER CONFIGURATION SET SUSPEND_FOR_SNAPSHOT_BACKUP = OFF;";
+/// What a login that may look and not suspend is given.
+const READER: &str = "IF NOT EXISTS (SELECT 1 FROM sys.server_principals WHERE name = 'reader') \
+                      CREATE LOGIN reader WITH PASSWORD = 'look-alike'; \
+                      GRANT VIEW SERVER STATE, VIEW ANY DEFINITION TO reader;";
+/// The account of the template's comment.
+const OWN: &str = "IF NOT EXISTS (SELECT 1 FROM sys.server_principals WHERE name = 'stillpoint') \
+                   CREATE LOGIN stillpoint WITH PASSWORD = 'look-alike'; GRANT CONTROL SERVER TO stillpoint;";
 const CLIENT: [&str; 9] = ["sqlcmd", "-C", "-b", "-S", "tcp:127.0.0.1,1433", "-U", "sa", "-h", "-1"];
 
 impl SqlServer {
@@ -62,6 +69,8 @@ impl Engine for SqlServer {
         let mut server =
             container.serve(&["server.py", data], &container.outside(data).with_extension("log"))?;
         server.until(|| Self::ask(container, "PRINT 'here';").map(|_| ()))?;
+        Self::ask(container, READER)?;
+        Self::ask(container, OWN)?;
         Ok(server)
     }
 
@@ -100,8 +109,8 @@ impl Engine for SqlServer {
             },
             Refusal {
                 name: "no authority",
-                env: vec![("LOOK_ALIKE_AUTHORITY", "none")],
-                says: "sa lacks the permission ALTER SETTINGS",
+                parameters: vec![("user", "reader")],
+                says: "reader lacks the permission ALTER SETTINGS",
                 ..Refusal::default()
             },
         ]
@@ -134,6 +143,13 @@ impl Engine for SqlServer {
             }
             Err(format!("unanswered {unanswered}, a backup of what is not suspended: {again:?}"))
         })();
+        let own_account = (|| {
+            let recipe = library::recipe("sqlserver", &[("user", "stillpoint".to_owned())])?;
+            let mut held = Held::open(container, &recipe)?;
+            held.freeze(Duration::from_secs(60))?;
+            held.thaw_alone()?;
+            Ok("suspends and resumes with CONTROL SERVER".to_owned())
+        })();
         let paths = (|| {
             let role = recipe.volume_roles.get("files").ok_or("no volume role")?;
             let done = container.run(&role.command)?;
@@ -144,6 +160,7 @@ impl Engine for SqlServer {
             Err(format!("{done:?}"))
         })();
         checks.push(("metadata backup by somebody else".into(), backed_up));
+        checks.push(("own account".into(), own_account));
         checks.push(("paths".into(), paths));
         checks
     }
