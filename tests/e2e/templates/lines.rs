@@ -88,6 +88,37 @@ pub const MYSQL_OLD_TABLE: &str = "MYSQL_PWD=\"$MYSQL_ROOT_PASSWORD\" mysql --no
 pub const DB2_SUSPENDED: &str = r#"printf 'CONNECT TO SAMPLE;\nSET WRITE SUSPEND FOR DATABASE;\nTERMINATE;\n' | db2 +p -t -s &&
 echo taken && sleep 12
 db2 restart database SAMPLE write resume"#;
+macro_rules! sqlserver {
+    ($line:literal) => {
+        concat!(
+            r#"export SQLCMDPASSWORD="$MSSQL_SA_PASSWORD" port=1433
+ask() { /opt/mssql-tools18/bin/sqlcmd -C -b -S "tcp:127.0.0.1,$port" -U sa -h -1 -W "$@"; }
+"#,
+            $line
+        )
+    };
+}
+/// Logins with the password of `sa`: one may look and not suspend, one suspend and not look.
+pub const SQLSERVER_LOGINS: &str = sqlserver!(
+    r#"password=$(printf %s "$MSSQL_SA_PASSWORD" | sed "s/'/''/g")
+ask -Q "CREATE LOGIN reader WITH PASSWORD = N'$password'; GRANT VIEW SERVER STATE, VIEW ANY DEFINITION TO reader;
+CREATE LOGIN blind WITH PASSWORD = N'$password'; GRANT ALTER SETTINGS, VIEW ANY DEFINITION TO blind;""#
+);
+pub const SQLSERVER_SUSPENDED: &str = sqlserver!(
+    r#"{ printf "ALTER SERVER CONFIGURATION SET SUSPEND_FOR_SNAPSHOT_BACKUP = ON;\nGO\nPRINT 'taken';\nGO\n"
+  sleep 12
+  printf 'ALTER SERVER CONFIGURATION SET SUSPEND_FOR_SNAPSHOT_BACKUP = OFF;\nGO\n'
+} | ask"#
+);
+/// An instance of 2019 beside the one under load.
+pub const SQLSERVER_2019: &str = sqlserver!(
+    r#"port=1444 older=/data/older
+mkdir -p "$older"
+MSSQL_TCP_PORT=$port LOOK_ALIKE_VERSION=15.0.4123.1 timeout 20 sqlserver-look-alike "$older" &
+until ask -Q "PRINT 'here';"; do sleep 0.2; done
+echo taken
+wait"#
+);
 /// The lock of mysql-locked, held for the two cuts and the time between them. What the server does sooner or later, it does at once after
 /// the first of them: it writes its pages and moves its checkpoint.
 pub const MYSQL_LOCKED: &str = "MYSQL_PWD=\"$MYSQL_ROOT_PASSWORD\" mysql --no-defaults -S /run/mysqld/mysqld.sock -u root -n -N -B -e \

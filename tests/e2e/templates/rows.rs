@@ -6,12 +6,14 @@ use stillpoint_api::policy::Continuity;
 use crate::lines::{
     DB2_SUSPENDED, MARIADB_DDL, MARIADB_TAKEN, MARIADB_UPDATE, MYSQL_CHANGED, MYSQL_LATE_DDL,
     MYSQL_LATE_REPORT, MYSQL_LATE_UPDATE, MYSQL_LOCKED, MYSQL_LONG, MYSQL_OLD_TABLE, NO_CHECKPOINT,
-    OWN_FREEZE, OWN_PROBE, OWN_THAW, PG_CHECKPOINTS, REDIS_PAUSED, SQLITE_TAKEN, VALKEY_PAUSED,
+    OWN_FREEZE, OWN_PROBE, OWN_THAW, PG_CHECKPOINTS, REDIS_PAUSED, SQLITE_TAKEN, SQLSERVER_2019,
+    SQLSERVER_LOGINS, SQLSERVER_SUSPENDED, VALKEY_PAUSED,
 };
 use crate::row::{Blocker, Claim, Control, Failure, Row};
 use crate::servers::{
     CASSANDRA, DB2, ETCD, FILES, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART, POSTGRES_14,
-    POSTGRES_15, POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, VALKEY,
+    POSTGRES_15, POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, SQLSERVER,
+    SQLSERVER_STAYS, VALKEY,
 };
 use crate::site::{DATA, SECOND};
 
@@ -89,6 +91,8 @@ const MARIADB_FAILURES: &[Failure] = &[
 /// A shell script of the holder (docs/design/freeze.md §2.2) has this word.
 const HOLDER: &[&str] = &["THAWFAILED"];
 const SQL_CLIENT: &[&str] = &["--skip-reconnect"];
+/// The session's sqlcmd and the shells around it; no other command has this width.
+const SQLCMD: &[&str] = &["-W -w 4000"];
 
 /// Every row, the ones whose proof is oldest last.
 pub const ROWS: &[Row] = &[
@@ -390,6 +394,48 @@ pub const ROWS: &[Row] = &[
         ],
         // The suspension outlives them; `recover` ends it.
         client: &[".foreign "],
+        controls: [Control::Unheld, Control::Unheld],
+        ..ROW
+    },
+    Row {
+        name: "sqlserver",
+        template: "sqlserver",
+        server: SQLSERVER,
+        then: Some(SQLSERVER_LOGINS),
+        claim: Claim::Held(Continuity::Lock),
+        failures: &[
+            wrong_password(&["AuthenticationFailed", "Login failed"]),
+            parameter("no server", &[("port", "1499")], &["Login timeout expired"]),
+            NO_CLIENT,
+            parameter(
+                "missing privilege",
+                &[("user", "reader")],
+                &["PrivilegeMissing", "reader lacks the permission ALTER SETTINGS"],
+            ),
+            parameter(
+                "cannot look",
+                &[("user", "blind")],
+                &["PrivilegeMissing", "the account lacks a right"],
+            ),
+            Failure {
+                name: "older version",
+                parameters: &[("port", "1444")],
+                ..too_late("", SQLSERVER_2019, &["NotSupported", "this is version 15", "or newer is needed"])
+            },
+            busy(SQLSERVER_SUSPENDED, &["ForeignFreeze"]),
+        ],
+        client: SQLCMD,
+        controls: [Control::Unheld, Control::Unheld],
+        ..ROW
+    },
+    Row {
+        name: "sqlserver-stays",
+        template: "sqlserver",
+        server: SQLSERVER_STAYS,
+        claim: Claim::Held(Continuity::Lock),
+        failures: &[busy(SQLSERVER_SUSPENDED, &["ForeignFreeze"])],
+        // The suspension outlives them all; `recover` ends it.
+        client: SQLCMD,
         controls: [Control::Unheld, Control::Unheld],
         ..ROW
     },

@@ -305,6 +305,25 @@ exec mongod-stand-in --port 27017 --storage-path /data/db --auth $OPTIONS"#,
     ..PLAIN
 };
 
+/// The look-alike of SQL Server (tests/servers/look-alikes/sqlserver), which is not SQL Server.
+pub const SQLSERVER: Server = Server {
+    image: "sqlserver-look-alike",
+    version: "echo 'a look-alike of SQL Server 2022, not SQL Server'",
+    engine: "sqlserver",
+    env: &[("MSSQL_SA_PASSWORD", PASSWORD)],
+    start: "mkdir -p /data/mssql && exec sqlserver-look-alike /data/mssql",
+    ready: "SQLCMDPASSWORD=\"$MSSQL_SA_PASSWORD\" /opt/mssql-tools18/bin/sqlcmd -C -b -S tcp:127.0.0.1,1433 -U sa -Q \"PRINT 'here';\"",
+    read_only_root: true,
+    ..PLAIN
+};
+
+/// The same where nothing but OFF ends a suspension. Sources say both.
+pub const SQLSERVER_STAYS: Server = Server {
+    version: "echo 'a look-alike of SQL Server 2022, not SQL Server, whose suspension outlives its session'",
+    env: &[("MSSQL_SA_PASSWORD", PASSWORD), ("LOOK_ALIKE_SESSION_END", "stays")],
+    ..SQLSERVER
+};
+
 /// The look-alike of Db2 (tests/servers/look-alikes/db2), which is not Db2. A copy that was cut while it was suspended stays so until
 /// it is told what it is, as documented of `db2inidb`: the template's `afterRestore` does.
 pub const DB2: Server = Server {
