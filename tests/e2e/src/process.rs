@@ -9,13 +9,18 @@ use crate::{Outcome, Problem};
 /// # Errors
 /// There is no such process.
 pub async fn send_signal(pid: u32, signal: &str) -> Outcome {
-    let status = Command::new("kill")
-        .arg(format!("-{signal}"))
-        .arg(pid.to_string())
-        .kill_on_drop(true)
-        .status()
-        .await?;
-    if status.success() { Ok(()) } else { Err(Problem(format!("kill -{signal} {pid}: {status}"))) }
+    send_signals(&[pid], signal).await
+}
+
+/// Sends a signal to several processes at once: none has the time to notice that another has ended.
+///
+/// # Errors
+/// One of them is not there.
+pub async fn send_signals(pids: &[u32], signal: &str) -> Outcome {
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    let status =
+        Command::new("kill").arg(format!("-{signal}")).args(&pids).kill_on_drop(true).status().await?;
+    if status.success() { Ok(()) } else { Err(Problem(format!("kill -{signal} {pids:?}: {status}"))) }
 }
 
 /// Processes in the containers of a pod whose command line has all of these words.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::ResourceExt as _;
 use stillpoint_api::backup::Phase;
-use stillpoint_e2e::process::{processes_in, send_signal};
+use stillpoint_e2e::process::{processes_in, send_signal, send_signals};
 use stillpoint_e2e::wait::{Look, now_micros, until};
 use stillpoint_e2e::world::{RUN_WITHIN, World};
 use stillpoint_e2e::{Outcome, Present as _, ensure, point};
@@ -152,6 +152,10 @@ async fn asked_for_the_cut(world: &mut World, site: &Site) -> Outcome<String> {
 async fn signal_clients(site: &Site, signal: &str) -> Outcome<Vec<u32>> {
     let clients = processes_in(&site.pod_uid, site.row.client)?;
     ensure!(!clients.is_empty(), "no process in the pod has {:?} in its command line", site.row.client);
+    if site.row.at_once {
+        send_signals(&clients, signal).await?;
+        return Ok(clients);
+    }
     for client in &clients {
         // One may end because another did.
         let _ = send_signal(*client, signal).await;

@@ -146,6 +146,8 @@ pub struct Row {
     pub failures: &'static [Failure],
     /// Words in the command line of the client in the pod, where its death has to free the writers.
     pub client: &'static [&'static str],
+    /// All of them get one signal, so that none of them undoes the hold when it notices that another has ended.
+    pub at_once: bool,
     /// The controls, on `disk` and on `btrfs`.
     pub controls: [Control; 2],
     /// The template has neither steps nor checks for a copy, and the product says so.

@@ -30,6 +30,7 @@ const ROW: Row = Row {
     claim: Claim::Observed,
     failures: &[],
     client: &[],
+    at_once: false,
     controls: [Control::Unheld, Control::Unheld],
     unchecked: false,
     short: false,
@@ -436,6 +437,7 @@ pub const ROWS: &[Row] = &[
         failures: &[busy(SQLSERVER_SUSPENDED, &["ForeignFreeze"])],
         // The suspension outlives them all; `recover` ends it.
         client: SQLCMD,
+        at_once: true,
         controls: [Control::Unheld, Control::Unheld],
         ..ROW
     },
