@@ -140,3 +140,6 @@ pub const NO_CHECKPOINT: &str = "could not locate a valid checkpoint record";
 pub const OWN_FREEZE: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli CLIENT PAUSE 60000 WRITE | grep -q OK && sync -f /data";
 pub const OWN_THAW: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; redis-cli CLIENT UNPAUSE | grep -q OK";
 pub const OWN_PROBE: &str = "export REDISCLI_AUTH=\"$SERVER_PASSWORD\"; timeout 0.3 redis-cli PUBLISH paused '' >/dev/null; [ $? = 124 ]";
+/// A table whose files a power failure may tear, for as long as a run takes.
+pub const CLICKHOUSE_LOG: &str = "c() { clickhouse-client --host 127.0.0.1 --query \"$1\"; }\n\
+                              c 'CREATE TABLE d.logged (row UInt64) ENGINE = TinyLog' && echo taken && sleep 15 && c 'DROP TABLE d.logged'";

@@ -4,15 +4,15 @@
 use stillpoint_api::policy::Continuity;
 
 use crate::lines::{
-    DB2_SUSPENDED, MARIADB_DDL, MARIADB_TAKEN, MARIADB_UPDATE, MYSQL_CHANGED, MYSQL_LATE_DDL,
+    CLICKHOUSE_LOG, DB2_SUSPENDED, MARIADB_DDL, MARIADB_TAKEN, MARIADB_UPDATE, MYSQL_CHANGED, MYSQL_LATE_DDL,
     MYSQL_LATE_REPORT, MYSQL_LATE_UPDATE, MYSQL_LOCKED, MYSQL_LONG, MYSQL_OLD_TABLE, NO_CHECKPOINT,
     OWN_FREEZE, OWN_PROBE, OWN_THAW, PG_CHECKPOINTS, REDIS_PAUSED, SQLITE_TAKEN, SQLSERVER_2019,
     SQLSERVER_LOGINS, SQLSERVER_SUSPENDED, VALKEY_PAUSED,
 };
 use crate::row::{Blocker, Claim, Control, Failure, Row};
 use crate::servers::{
-    CASSANDRA, DB2, ETCD, FILES, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART, POSTGRES_14,
-    POSTGRES_15, POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, SQLSERVER,
+    CASSANDRA, CLICKHOUSE, DB2, ETCD, FILES, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART,
+    POSTGRES_14, POSTGRES_15, POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, SQLSERVER,
     SQLSERVER_STAYS, VALKEY,
 };
 use crate::site::{DATA, SECOND};
@@ -439,6 +439,26 @@ pub const ROWS: &[Row] = &[
         client: SQLCMD,
         at_once: true,
         controls: [Control::Unheld, Control::Unheld],
+        ..ROW
+    },
+    Row {
+        name: "clickhouse",
+        template: "clickhouse",
+        server: CLICKHOUSE,
+        parameters: &[("directory", "/data/clickhouse")],
+        claim: Claim::Prepared,
+        failures: &[
+            parameter("no server", &[("port", "9999")], &["the server on port 9999"]),
+            parameter("no directory", &[("directory", "/none")], &["there is no directory /none"]),
+            NO_CLIENT,
+            Failure {
+                name: "table that may be torn",
+                blocker: Some(Blocker { line: CLICKHOUSE_LOG, stops_writers: false }),
+                ..parameter("", &[], &["table d.logged (TinyLog) may be torn"])
+            },
+        ],
+        // A part is not forced to the disk when it is acknowledged.
+        controls: [Control::Undurable, Control::Unheld],
         ..ROW
     },
     Row {

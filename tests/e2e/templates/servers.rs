@@ -338,3 +338,27 @@ exec db2-look-alike /data/db2"#,
     read_only_root: true,
     ..PLAIN
 };
+
+/// ClickHouse of Debian 12, one server. Each commit is a part of some ten files that stays for eight minutes: the volume has not room for
+/// many more.
+pub const CLICKHOUSE: Server = Server {
+    image: "clickhouse",
+    version: "dpkg-query -W -f '${Version}' clickhouse-server | sed 's/+.*//; s/^/ClickHouse /'",
+    engine: "clickhouse",
+    start: r#"mkdir -p /data/clickhouse
+cat >/data/users.xml <<'XML'
+<yandex><profiles><default></default></profiles><quotas><default></default></quotas><users><default><password></password>
+<networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota></default></users></yandex>
+XML
+cat >/data/config.xml <<'XML'
+<yandex><logger><level>warning</level><console>1</console></logger><http_port>8123</http_port><tcp_port>9000</tcp_port>
+<listen_host>127.0.0.1</listen_host><path>/data/clickhouse/</path><tmp_path>/data/clickhouse/tmp/</tmp_path>
+<user_files_path>/data/clickhouse/user_files/</user_files_path><mark_cache_size>67108864</mark_cache_size>
+<users_config>/data/users.xml</users_config><default_profile>default</default_profile><default_database>default</default_database></yandex>
+XML
+exec clickhouse-server --config-file=/data/config.xml $OPTIONS"#,
+    ready: "clickhouse-client --host 127.0.0.1 --query 'SELECT 1'",
+    read_only_root: true,
+    writers: (3, 200),
+    ..PLAIN
+};
