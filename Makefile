@@ -13,7 +13,7 @@ root := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env "PATH=$$PATH" "
 postgres := postgres bookworm postgresql-15 python3-psycopg2
 mariadb := mariadb bookworm mariadb-server-core mariadb-client-core python3-pymysql
 # Further ones of the suite of templates; some are completed by tests/cluster/images.
-template-images := redis valkey sqlite etcd mysql mariadb-trixie postgres-trixie rabbitmq cassandra mongodb db2-look-alike sqlserver-look-alike postgres-14 postgres-18 clickhouse
+template-images := redis valkey sqlite etcd mysql mariadb-trixie postgres-trixie rabbitmq cassandra mongodb db2-look-alike sqlserver-look-alike postgres-14 postgres-18 clickhouse influxdb
 image-redis := trixie redis-server redis-tools python3
 image-valkey := trixie valkey-server valkey-tools python3
 image-sqlite := bookworm sqlite3 python3
@@ -29,6 +29,7 @@ image-mongodb := trixie nodejs python3
 image-db2-look-alike := bookworm python3 procps
 image-sqlserver-look-alike := bookworm python3
 image-clickhouse := bookworm clickhouse-server clickhouse-client python3
+image-influxdb := bookworm influxdb python3
 
 # Which cases `make e2e` runs with the controller in the cluster as well: words of their names.
 in-cluster ?= in-cluster crds story

@@ -11,7 +11,7 @@ use crate::lines::{
 };
 use crate::row::{Blocker, Claim, Control, Failure, Row};
 use crate::servers::{
-    CASSANDRA, CLICKHOUSE, DB2, ETCD, FILES, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART,
+    CASSANDRA, CLICKHOUSE, DB2, ETCD, FILES, INFLUXDB, MARIADB_10, MARIADB_11, MONGODB, MYSQL, MYSQL_APART,
     POSTGRES_14, POSTGRES_15, POSTGRES_17, POSTGRES_18, POSTGRES_STAGED, RABBITMQ, REDIS, SQLITE, SQLSERVER,
     SQLSERVER_STAYS, VALKEY,
 };
@@ -459,6 +459,19 @@ pub const ROWS: &[Row] = &[
         ],
         // A part is not forced to the disk when it is acknowledged.
         controls: [Control::Undurable, Control::Unheld],
+        ..ROW
+    },
+    Row {
+        name: "influxdb",
+        template: "influxdb",
+        server: INFLUXDB,
+        parameters: &[("directory", "/data/influxdb")],
+        claim: Claim::Prepared,
+        failures: &[
+            parameter("no directory", &[("directory", "/none")], &["there is no directory /none"]),
+            parameter("another directory", &[("directory", "/data")], &["/data has neither influxd.bolt"]),
+            NO_CLIENT,
+        ],
         ..ROW
     },
     Row {

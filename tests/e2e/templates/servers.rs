@@ -362,3 +362,33 @@ exec clickhouse-server --config-file=/data/config.xml $OPTIONS"#,
     writers: (3, 200),
     ..PLAIN
 };
+
+/// InfluxDB of Debian 12. It writes files of points while the load runs, as a busy server does: what it keeps in memory is small.
+/// It does not watch itself: that makes a database ten seconds after the start, in between prepare and a cut if it comes so, and this version
+/// does not start on what a power failure leaves of a new database (config/templates/influxdb.yaml).
+pub const INFLUXDB: Server = Server {
+    image: "influxdb",
+    version: "influxd version | sed 's/^InfluxDB v\\([0-9.]*\\).*/InfluxDB \\1/'",
+    engine: "influxdb",
+    start: r#"mkdir -p /data/influxdb
+cat >/data/influxdb.conf <<'CONF'
+reporting-disabled = true
+bind-address = "127.0.0.1:8088"
+[meta]
+dir = "/data/influxdb/meta"
+[data]
+dir = "/data/influxdb/data"
+wal-dir = "/data/influxdb/wal"
+cache-snapshot-memory-size = "64k"
+query-log-enabled = false
+[monitor]
+store-enabled = false
+[http]
+bind-address = "127.0.0.1:8086"
+log-enabled = false
+CONF
+exec influxd -config /data/influxdb.conf $OPTIONS"#,
+    ready: "python3 -c 'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:8086/ping\", timeout=1)'",
+    read_only_root: true,
+    ..PLAIN
+};
