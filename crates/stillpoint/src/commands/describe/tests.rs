@@ -127,6 +127,17 @@ fn a_backup_without_a_status_can_be_described() {
 }
 
 #[test]
+fn a_cut_without_a_hold_has_no_length_and_no_promise() {
+    let mut status = proven();
+    status["resolved"]["applications"][0]["hold"] = json!("None");
+    status["holds"] = json!([]);
+    status["window"] = json!({"startedAt": "2026-11-21T02:00:01.120000Z", "cutStart": 3400, "cutEnd": 65800});
+    let text = describe(&backup(status));
+    assert!(text.contains("\nCut (nothing was held): from 2026-11-21T02:00:01.120Z\n"), "{text}");
+    assert!(!text.contains("promised") && !text.contains("FREEZE"), "{text}");
+}
+
+#[test]
 fn no_evidence_whatever_makes_the_drawing_fail() {
     let mut status = proven();
     status["window"] = json!({"startedAt": "2026-11-21T02:00:01.120000Z", "frozenSeconds": -1.0,

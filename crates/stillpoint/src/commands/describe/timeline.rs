@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use stillpoint_api::backup::BackupStatus;
-use stillpoint_api::evidence::{MemberEvidence, Offset};
+use stillpoint_api::evidence::{HoldKind, MemberEvidence, Offset};
 
 use crate::commands::backup::stops_commits;
 use crate::output::{length, precise, seconds};
@@ -113,17 +114,23 @@ impl Bar {
 pub fn draw(status: &BackupStatus) -> String {
     let Some(window) = &status.window else { return String::new() };
     let locks = stops_commits(status);
-    let mut text = String::from(if locks { "Freeze window:" } else { "Window (nobody was stopped):" });
-    if let Some(frozen) = window.frozen_seconds {
-        let _ = write!(text, " {}", seconds(frozen));
-    }
-    if let Some(resolved) = status.resolved.as_ref().filter(|resolved| resolved.max_hold_millis > 0) {
-        let promised = std::time::Duration::from_millis(resolved.max_hold_millis);
-        let _ = write!(text, " (promised: at most {})", length(promised));
-    }
-    if let Some(started) = &window.started_at {
-        let _ = write!(text, ", from {}", precise(started.0));
-    }
+    let mut applications = status.resolved.iter().flat_map(|resolved| &resolved.applications);
+    let held = applications.any(|application| application.hold != HoldKind::None);
+    let what = match (held, locks) {
+        (true, true) => "Freeze window",
+        (true, false) => "Window (nobody was stopped)",
+        (false, _) => "Cut (nothing was held)",
+    };
+    // What is not held ends at no time, and nothing was promised of it.
+    let promised =
+        status.resolved.as_ref().map(|resolved| resolved.max_hold_millis).filter(|most| held && *most > 0);
+    let promised =
+        promised.map(|most| format!("(promised: at most {})", length(Duration::from_millis(most))));
+    let lasted: Vec<String> = window.frozen_seconds.map(seconds).into_iter().chain(promised).collect();
+    let from = window.started_at.as_ref().map(|started| format!("from {}", precise(started.0)));
+    let facts: Vec<String> =
+        Some(lasted.join(" ")).filter(|lasted| !lasted.is_empty()).into_iter().chain(from).collect();
+    let mut text = format!("{what}: {}", facts.join(", "));
     text.push('\n');
     let events = events(status);
     // An observer stops nobody: what it watched over is not drawn as frozen.
@@ -133,9 +140,10 @@ pub fn draw(status: &BackupStatus) -> String {
     let end = Offset(end.0.max(1));
     let _ = writeln!(
         text,
-        "{:>10}  {}  the first FREEZE is sent (t0)",
+        "{:>10}  {}  {} (t0)",
         "0.0 ms",
-        Bar { at: Offset(0), held: None, end, symbol: '│', shade }.draw()
+        Bar { at: Offset(0), held: None, end, symbol: '│', shade }.draw(),
+        if held { "the first FREEZE is sent" } else { "it begins" }
     );
     for event in &events {
         let held = locked.filter(|locked| event.at > *locked).map(|locked| (locked, event.at));
