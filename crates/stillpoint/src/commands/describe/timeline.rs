@@ -121,16 +121,20 @@ pub fn draw(status: &BackupStatus) -> String {
         (true, false) => "Window (nobody was stopped)",
         (false, _) => "Cut (nothing was held)",
     };
-    // What is not held ends at no time, and nothing was promised of it.
-    let promised =
-        status.resolved.as_ref().map(|resolved| resolved.max_hold_millis).filter(|most| held && *most > 0);
-    let promised =
-        promised.map(|most| format!("(promised: at most {})", length(Duration::from_millis(most))));
-    let lasted: Vec<String> = window.frozen_seconds.map(seconds).into_iter().chain(promised).collect();
-    let from = window.started_at.as_ref().map(|started| format!("from {}", precise(started.0)));
-    let facts: Vec<String> =
-        Some(lasted.join(" ")).filter(|lasted| !lasted.is_empty()).into_iter().chain(from).collect();
-    let mut text = format!("{what}: {}", facts.join(", "));
+    let mut text = format!("{what}:");
+    let head = text.len();
+    if let Some(frozen) = window.frozen_seconds {
+        let _ = write!(text, " {}", seconds(frozen));
+    }
+    // Nothing was promised of what is not held.
+    if let Some(resolved) = status.resolved.as_ref().filter(|resolved| held && resolved.max_hold_millis > 0) {
+        let promised = Duration::from_millis(resolved.max_hold_millis);
+        let _ = write!(text, " (promised: at most {})", length(promised));
+    }
+    if let Some(started) = &window.started_at {
+        let comma = if text.len() > head { "," } else { "" };
+        let _ = write!(text, "{comma} from {}", precise(started.0));
+    }
     text.push('\n');
     let events = events(status);
     // An observer stops nobody: what it watched over is not drawn as frozen.
